@@ -1,0 +1,43 @@
+# Needs python 3.11 or newer, make and git; everything else goes into .venv, at the versions of requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+PIP := -m pip --disable-pip-version-check -qq
+
+.PHONY: demo test check campaign lock clean
+
+demo: $(INSTALLED)  ## the whole road on the embedded default, about 12 minutes on two cores
+	$(BIN)/dvc repro
+	$(BIN)/dvc metrics show
+
+test: $(INSTALLED)  ## all tests but the campaigns
+	$(BIN)/python -m pytest -m "not campaign"
+
+check: $(INSTALLED)  ## style, types, import layers, documentation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_docs.py
+
+campaign: $(INSTALLED)  ## long fault campaigns: kills at random moments
+	$(BIN)/python -m pytest -m campaign
+
+lock:  ## resolve the ranges of pyproject.toml afresh and pin what comes out
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python $(PIP) install ".[dvc,dev]"
+	echo "# Every package at its version, written by \`make lock\` from the ranges in pyproject.toml." > build/lock/header
+	build/lock/bin/python $(PIP) freeze --all --exclude pip --exclude teacher-cache \
+	  | sed 's/+[a-z0-9.]*$$//' | cat build/lock/header - > requirements.lock
+
+clean:  ## remove the environment and the tools' caches; results stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "%s is Python %d.%d; 3.11 or newer is needed: make PYTHON=python3.11" % (sys.executable, *sys.version_info[:2]))'
+	@echo "installing the packages of requirements.lock into .venv: a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) install -r requirements.lock
+	$(BIN)/python $(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,124 @@
+"""The commands. Each imports its stage when it is invoked, so that `pipeline --help` needs click and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.stage_command import stage_command
+
+if TYPE_CHECKING:
+    from stages.config import Config
+    from stages.context import Context
+
+
+class InOrder(click.Group):
+    """Lists its commands in the order of the road, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="teacher-cache")
+def cli() -> None:
+    """Offline distillation: run the teacher once, train students from its cache.
+
+    Every value is in params.yaml of the project folder; `dvc repro` runs the commands in the order below, and only
+    those whose inputs changed.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or parameters, 75 another process writes this cache, 130 and 143
+    interrupted (the same command resumes).
+    """
+
+
+@cli.command()
+@stage_command(tensors=False)
+def corpus(config: Config, context: Context) -> None:
+    """Collect documents and split them.
+
+    Writes data/documents: train, validation and test. Parameters: corpus.
+    """
+    from stages import corpus as stage
+
+    stage.run(config, context)
+
+
+@cli.command()
+@stage_command(tensors=False)
+def tokenize(config: Config, context: Context) -> None:
+    """Turn documents into sequences of token ids.
+
+    Reads data/documents, writes data/tokens: sequences with fixed ids, token counts and the tokenizer. Parameters:
+    tokenize.
+    """
+    from stages import tokenize_corpus as stage
+
+    stage.run(config, context)
+
+
+@cli.command()
+@stage_command()
+def teacher(config: Config, context: Context) -> None:
+    """Train a small teacher, or fetch one.
+
+    Reads data/tokens, writes models/teacher and runs/teacher.json. Parameters: teacher, masking.
+    """
+    from stages import teacher as stage
+
+    stage.run(config, context)
+
+
+@cli.command("cache-teacher")
+@stage_command()
+def cache_teacher(config: Config, context: Context) -> None:
+    """Run the teacher once and store its targets.
+
+    Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
+    from the shards that are whole. Parameters: corpus, tokenize, masking, teacher, cache.
+    """
+    from stages import cache_teacher as stage
+
+    stage.run(config, context)
+
+
+@cli.command("init-student")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@stage_command()
+def init_student(config: Config, context: Context, names: tuple[str, ...]) -> None:
+    """Build the initial weights of students.
+
+    Reads models/teacher, writes models/student-init/NAME for the students named, else for all. Parameters: students.
+    """
+    from stages import init_student as stage
+
+    for name in names or config.students:
+        stage.run(config, context, name)
+
+
+@cli.command("train-student")
+@stage_command()
+def train_student(config: Config, context: Context) -> None:
+    """Train the student from the cache alone.
+
+    Which one is train.student. Reads cache/current and models/student-init, writes models/student, runs/train.json and
+    runs/train.csv; keeps checkpoints/ to resume from. Several GPUs: torchrun --nproc-per-node N -m pipeline
+    train-student.
+    """
+    from stages import train_student as stage
+
+    stage.run(config, context)
+
+
+@cli.command()
+@stage_command()
+def evaluate(config: Config, context: Context) -> None:
+    """Compare the student with the teacher.
+
+    Reads models/student and the cached targets of a split that it was not trained on, writes runs/evaluation.json.
+    Parameters: evaluate.
+    """
+    from stages import evaluate as stage
+
+    stage.run(config, context)

@@ -1,0 +1,56 @@
+"""Runs one stage: parameters, then the place it runs in, then the stage; failures become exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pipeline.environment import Ranks, available_cores, quiet_libraries
+from pipeline.failures import reported
+from pipeline.params import read_config
+from pipeline.progress import Reporter, make_reporter
+from pipeline.stop import StopRequest
+from stages.config import Config
+from stages.context import Artefacts, Context
+
+
+def execute(
+    body: Callable[[Config, Context], None],
+    *,
+    name: str,
+    project: Path,
+    params_file: Path,
+    overrides: Iterable[str],
+    tensors: bool,
+    debug: bool,
+) -> None:
+    """Check the parameters and run `body` of the stage `name`.
+
+    Leaves the process, with a message and an exit code, for everything a user can do something about.
+    """
+    with StopRequest() as stop, reported(stop, debug=debug):
+        config = read_config(params_file, overrides)  # before any library that takes seconds to import
+        quiet_libraries(debug=debug)
+        ranks = Ranks.from_environment()
+        with make_reporter(name, ranks.rank) as progress:
+            body(config, _context(config, project, ranks, stop, progress, tensors=tensors))
+
+
+def _context(
+    config: Config, project: Path, ranks: Ranks, stop: StopRequest, progress: Reporter, *, tensors: bool
+) -> Context:
+    device, threads = "cpu", config.machine.threads or available_cores()
+    if tensors:
+        from stages import device as tensor_device
+
+        device = tensor_device.resolve_device(config.machine.device, ranks.local_rank)
+        threads = tensor_device.set_up(device, config.machine.threads)
+    return Context(
+        artefacts=Artefacts(project=project),
+        device=device,
+        threads=threads,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        should_stop=stop.requested,
+        progress=progress,
+    )

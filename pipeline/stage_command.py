@@ -1,0 +1,74 @@
+"""What all stage commands share: options in, configuration and context built, failures turned into exit codes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import click
+
+if TYPE_CHECKING:
+    from stages.config import Config
+    from stages.context import Context
+
+P = ParamSpec("P")
+Body = Callable[Concatenate["Config", "Context", P], None]
+
+OPTIONS = (
+    click.option(
+        "--project",
+        default=".",
+        show_default=True,
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Folder that holds params.yaml and all artefacts.",
+    ),
+    click.option(
+        "--params",
+        "params_file",
+        default="params.yaml",
+        show_default=True,
+        type=click.Path(path_type=Path),
+        help="Parameters, relative to the project folder.",
+    ),
+    click.option(
+        "-S",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Override one parameter, e.g. -S train.steps=50. The value is YAML. Repeatable.",
+    ),
+    click.option("--debug", is_flag=True, help="Show tracebacks and the warnings of libraries."),
+)
+
+
+def stage_command(*, tensors: bool = True) -> Callable[[Body[P]], Callable[..., None]]:
+    """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
+
+    `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes.
+    """
+
+    def decorate(body: Body[P]) -> Callable[..., None]:
+        @functools.wraps(body)
+        def callback(
+            project: Path, params_file: Path, overrides: tuple[str, ...], debug: bool, **arguments: Any
+        ) -> None:
+            from pipeline.execute import execute
+
+            execute(
+                functools.partial(body, **arguments),
+                name=click.get_current_context().info_name or "",
+                project=project,
+                params_file=project / params_file,
+                overrides=overrides,
+                tensors=tensors,
+                debug=debug,
+            )
+
+        for option in reversed(OPTIONS):
+            callback = option(callback)
+        return callback
+
+    return decorate

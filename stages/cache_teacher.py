@@ -1,0 +1,227 @@
+"""Stage `cache-teacher`: run the teacher once over the tokens and publish its targets as a cache."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.config import Config, cache_spec
+from stages.config.base import refuse
+from stages.context import Context
+from stages.errors import InputError
+from stages.heads import Head
+from stages.masking import Masker
+from stages.models import load_masked_lm, load_model_config, require_model, weights_digest
+from stages.outputs import write_json
+from stages.provenance import write_resolved
+from stages.sequences import TokenStore
+from stages.teacher_targets import TargetsComputer, mask_shard, retained_mass
+from storage import (
+    SPLITS,
+    CacheDescription,
+    CacheReader,
+    CacheWork,
+    CorruptError,
+    IncompleteError,
+    ShardId,
+    Split,
+    SplitDescription,
+    verify_cache,
+)
+
+SECTIONS = ("corpus", "tokenize", "masking", "teacher", "cache")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(config: Config, context: Context) -> None:
+    """Write `cache/current` and `cache/run.json`, computing only the shards that are not there yet.
+
+    Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. Raises
+    `InputError` where tokens or teacher are missing or do not fit each other, `storage.InvalidTargetsError` where the
+    teacher gives what must not be stored (NaN), `storage.LockedError` where another process writes this cache.
+    """
+    started = time.monotonic()
+    artefacts = context.artefacts
+    tokens = TokenStore.open(artefacts.tokens)
+    require_model(artefacts.teacher, "the teacher", "pipeline teacher")
+    description = describe(config, context, tokens)
+    if _already_done(description, context):
+        return
+    teacher = load_masked_lm(
+        artefacts.teacher,
+        attention=config.cache.attention,
+        dtype=_DTYPES[config.cache.precision],
+        device=context.device,
+    )
+    computer = TargetsComputer(
+        teacher,
+        temperatures=description.temperatures,
+        pad_id=description.special_tokens["pad"] or 0,
+        batch_tokens=config.cache.batch_tokens,
+    )
+    with CacheWork.open(artefacts.cache_work, description) as work:
+        work.take_back(artefacts.cache)
+        for name, data in Head.of(teacher).files(_DTYPES[config.cache.head_dtype]).items():
+            work.add_file(name, data)
+        work.add_folder("tokenizer", tokens.tokenizer_folder)
+        missing = work.missing(lambda shard, damage: context.progress.message(f"{shard} is computed again: {damage}"))
+        total = len(description.shard_ids())
+        if len(missing) < total:
+            context.progress.message(f"resuming: {total - len(missing)} of {total} shards are there and whole")
+        context.progress.begin(
+            "cache the teacher", sum(_tokens(tokens, description, shard) for shard in missing), "tokens"
+        )
+        for shard in missing:
+            context.stop_if_asked(
+                f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.folder}"
+            )
+            layout = description.splits[shard.split].layout
+            seen = mask_shard(tokens, _masker(config, tokens, shard.split), shard, description.span(shard))
+            targets = computer.compute(seen, layout)
+            figures = {"retained_mass": retained_mass(targets, description.temperatures)}
+            written = work.publish(shard, targets, _computed_with(config, context), figures)
+            context.progress.advance(len(seen.original_ids), shard=str(shard), megabytes=round(written / 1e6, 2))
+        root_digest = work.finish(artefacts.cache)
+    _report(config, context, root_digest, len(missing), time.monotonic() - started)
+
+
+def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescription:
+    """Identity, layouts and shard plan of the cache that these parameters, tokens and teacher give.
+
+    Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
+    """
+    teacher_config = load_model_config(context.artefacts.teacher)
+    vocabulary_size, layers = teacher_config["vocab_size"], teacher_config["num_hidden_layers"]
+    if tokens.vocabulary_size > vocabulary_size:
+        raise InputError(
+            f"the tokenizer has {tokens.vocabulary_size} entries and the teacher's vocabulary {vocabulary_size}; "
+            "expected the teacher's own tokenizer; set tokenize.load to the teacher's folder or hub id and run: pipeline tokenize"
+        )
+    positions = teacher_config["max_position_embeddings"]
+    if tokens.longest > positions:
+        raise InputError(
+            f"the longest sequence in data/tokens has {tokens.longest} tokens and the teacher {positions} positions; "
+            f"set tokenize.sequence_tokens to at most {positions} and run: pipeline tokenize"
+        )
+    if config.cache.train_top_k > vocabulary_size:
+        raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
+    return CacheDescription(
+        spec=cache_spec(config),
+        content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
+        temperatures=config.cache.declared_temperatures,
+        vocabulary_size=vocabulary_size,
+        hidden_size=teacher_config["hidden_size"],
+        special_tokens=dict(tokens.special_tokens),
+        teacher_config=teacher_config,
+        splits={split: _describe_split(config, tokens, split, layers, vocabulary_size) for split in SPLITS},
+    )
+
+
+def _describe_split(
+    config: Config, tokens: TokenStore, split: Split, layers: int, vocabulary_size: int
+) -> SplitDescription:
+    lengths = tokens.split(split).lengths
+    wanted = getattr(config.cache.sequences, split)
+    if wanted is not None and wanted > len(lengths):
+        raise refuse(f"cache.sequences.{split}", wanted, f"null or at most the {len(lengths)} sequences in data/tokens")
+    lengths = lengths[:wanted].astype(np.int64)
+    # A shard is cut where the running token count passes a multiple of shard_tokens.
+    number = (np.cumsum(lengths) - lengths) // config.cache.shard_tokens
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    counts = np.diff(starts, append=len(lengths))
+    return SplitDescription(
+        layout=config.cache.layout(split, teacher_layers=layers, vocabulary_size=vocabulary_size),
+        variants=config.masking.variants if split == "train" else 1,
+        sequences=len(lengths),
+        tokens=int(lengths.sum()),
+        shards=tuple(zip(starts.tolist(), counts.tolist(), strict=True)),
+    )
+
+
+def _already_done(description: CacheDescription, context: Context) -> bool:
+    """Whether `cache/current` is this very cache, whole."""
+    folder = context.artefacts.cache
+    if not (folder / "manifest.json").is_file():
+        return False
+    try:
+        if CacheReader(folder).description.fingerprint != description.fingerprint:
+            return False
+        verify_cache(folder)
+    except (CorruptError, IncompleteError) as error:
+        context.progress.message(f"cache/current is not whole, and its good shards are kept: {error}")
+        return False
+    context.progress.message(
+        f"cache/current already holds this cache ({description.fingerprint[:12]}), verified; nothing to do"
+    )
+    return True
+
+
+def _masker(config: Config, tokens: TokenStore, split: Split) -> Masker:
+    return Masker(
+        config.masking,
+        split=split,
+        token_counts=tokens.token_counts,
+        special_ids=tokens.special_ids,
+        mask_id=tokens.special_tokens["mask"],
+        vocabulary_size=tokens.vocabulary_size,
+    )
+
+
+def _tokens(tokens: TokenStore, description: CacheDescription, shard: ShardId) -> int:
+    start, count = description.span(shard)
+    return int(tokens.split(shard.split).lengths[start : start + count].sum())
+
+
+def _computed_with(config: Config, context: Context) -> dict[str, str | int]:
+    """What may change the last bits of a shard. No time and no host: it is part of the cache."""
+    return {
+        "batch_tokens": config.cache.batch_tokens,
+        "device": torch.device(context.device).type,
+        "threads": context.threads,
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def _report(config: Config, context: Context, root_digest: str, computed: int, seconds: float) -> None:
+    artefacts = context.artefacts
+    reader = CacheReader(artefacts.cache)
+    size = sum(file.stat().st_size for file in artefacts.cache.rglob("*") if file.is_file())
+    shards = reader.shards("train")
+    masses: list[Mapping[str, Any]] = [reader.shard_figures(shard)["retained_mass"] for shard in shards]
+    mass = {t: round(float(np.mean([m[t] for m in masses])), 4) for t in masses[0]}
+    rows = {split: counts["rows"] for split, counts in reader.counts.items()}
+    train_bytes = sum(
+        file.stat().st_size for file in (artefacts.cache / "shards").glob("train-*/**/*") if file.is_file()
+    )
+    write_json(
+        artefacts.cache_run,
+        {
+            "fingerprint": reader.description.fingerprint,
+            "root_digest": root_digest,
+            "positions": rows,
+            "bytes": size,
+            "bytes_per_train_position": round(train_bytes / max(1, rows["train"]), 1),
+            "retained_mass": mass,
+            "shards_computed": computed,
+            "seconds": round(seconds, 1),
+        },
+    )
+    write_resolved(artefacts.cache_run.with_name("resolved-config.json"), config, *SECTIONS)
+    context.progress.summary(
+        "teacher cache",
+        {
+            "fingerprint": reader.description.fingerprint[:12],
+            "root digest": root_digest[:12],
+            "positions": json.dumps(rows).strip("{}").replace('"', ""),
+            "megabytes": round(size / 1e6, 1),
+            "bytes per train position": round(train_bytes / max(1, rows["train"]), 1),
+            "retained mass": ", ".join(f"{m:.3f} at T = {t}" for t, m in mass.items()) or "no logits kept",
+            "shards computed": f"{computed} of {len(reader.description.shard_ids())}",
+            "seconds": round(seconds, 1),
+        },
+    )

@@ -1,0 +1,192 @@
+"""The whole of params.yaml as one frozen, checked value, and the part of it that is a cache's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.config.base import build, refuse, require, suggest, to_plain
+from stages.config.cache import PRESETS, CacheConfig, CachedSequences
+from stages.config.corpus import (
+    CorpusConfig,
+    DocstringsConfig,
+    FilesConfig,
+    HubDatasetConfig,
+    MaskingConfig,
+    SourceConfig,
+    TokenizeConfig,
+    TrainTokenizerConfig,
+)
+from stages.config.models import StudentConfig, TeacherConfig, TrainTeacherConfig
+from stages.config.training import EvaluateConfig, LossWeights, MachineConfig, TrainConfig
+from stages.errors import ConfigError
+
+__all__ = [
+    "PRESETS",
+    "CacheConfig",
+    "CachedSequences",
+    "Config",
+    "ConfigError",
+    "CorpusConfig",
+    "DocstringsConfig",
+    "EvaluateConfig",
+    "FilesConfig",
+    "HubDatasetConfig",
+    "LossWeights",
+    "MachineConfig",
+    "MaskingConfig",
+    "SourceConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TokenizeConfig",
+    "TrainConfig",
+    "TrainTeacherConfig",
+    "TrainTokenizerConfig",
+    "cache_spec",
+    "check_cosine_width",
+    "load_config",
+    "suggest",
+    "to_plain",
+]
+
+ALGORITHMS = {"corpus": 1, "tokenize": 1, "masking": 1, "teacher": 1, "targets": 1}
+"""Raised by hand when a change of code changes what is cached for the same parameters: cache-teacher has no code
+dependency in dvc.yaml, so that an edited comment does not cost GPU days."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All parameters. Being constructed, it has refused what contradicts itself across sections."""
+
+    corpus: CorpusConfig
+    tokenize: TokenizeConfig
+    masking: MaskingConfig
+    teacher: TeacherConfig
+    cache: CacheConfig
+    students: dict[str, StudentConfig]
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    machine: MachineConfig
+
+    def __post_init__(self) -> None:
+        require(bool(self.students), "students", {}, "at least one student")
+        if self.train.student not in self.students:
+            raise ConfigError(
+                f"train.student is {self.train.student!r}, which is not in students; {suggest(self.train.student, self.students)}"
+            )
+        self._check_losses()
+        if self.teacher.source == "train" and self.teacher.train is not None:
+            self._check_trained_teacher(self.teacher.train)
+
+    @property
+    def student(self) -> StudentConfig:
+        """The student that `train-student` trains."""
+        return self.students[self.train.student]
+
+    def _check_losses(self) -> None:
+        train, cache = self.train, self.cache
+        if cache.train_hidden == "none":
+            require(
+                train.weights.cos == 0,
+                "train.weights.cos",
+                train.weights.cos,
+                "0, as cache.hidden is none: no hidden state is cached",
+            )
+            require(
+                train.kd_source != "hidden" or train.weights.kd == 0,
+                "train.kd_source",
+                train.kd_source,
+                "top_k, as cache.hidden is none: no hidden state is cached",
+            )
+        if train.kd_source == "top_k" and train.weights.kd > 0:
+            require(
+                cache.train_logits != "none",
+                "train.kd_source",
+                "top_k",
+                "hidden, as cache.logits is none: no logits are cached",
+            )
+            require(
+                train.temperature in cache.declared_temperatures,
+                "train.temperature",
+                train.temperature,
+                f"one of cache.temperatures ({', '.join(map(str, cache.declared_temperatures))}), as train.kd_source is top_k",
+            )
+
+    def _check_trained_teacher(self, teacher: TrainTeacherConfig) -> None:
+        require(
+            self.tokenize.sequence_tokens <= teacher.max_positions,
+            "tokenize.sequence_tokens",
+            self.tokenize.sequence_tokens,
+            f"at most the teacher's positions (teacher.train.max_positions = {teacher.max_positions})",
+        )
+        if self.tokenize.train is not None and self.tokenize.tokenizer == "train":
+            require(
+                self.cache.train_top_k <= self.tokenize.train.vocabulary_size,
+                "cache.top_k",
+                self.cache.train_top_k,
+                f"at most the vocabulary (tokenize.train.vocabulary_size = {self.tokenize.train.vocabulary_size})",
+            )
+        for name, student in self.students.items():
+            layers = student.layer_map or ()
+            if student.initialise == "teacher":
+                require(
+                    student.layers <= teacher.layers and max(layers, default=0) < teacher.layers,
+                    f"students.{name}.layer_map" if layers else f"students.{name}.layers",
+                    list(layers) or student.layers,
+                    f"blocks of the teacher, which has {teacher.layers} (teacher.train.layers)",
+                )
+        check_cosine_width(self, teacher.hidden_size)
+
+
+def check_cosine_width(config: Config, teacher_hidden_size: int) -> None:
+    """Refuse a cosine loss between hidden states of different size. Raises `ConfigError`."""
+    width = config.student.hidden_size
+    if config.train.weights.cos > 0 and width is not None and width != teacher_hidden_size:
+        raise refuse(
+            f"students.{config.train.student}.hidden_size",
+            width,
+            f"{teacher_hidden_size} (the teacher's) or null, as train.weights.cos is {config.train.weights.cos}",
+        )
+
+
+def load_config(values: Mapping[str, Any]) -> Config:
+    """Check the content of params.yaml. Raises `ConfigError` naming key, value and what is allowed."""
+    return build(Config, values)
+
+
+def cache_spec(config: Config) -> dict[str, Any]:
+    """The parameters that determine the cached targets, as plain JSON: one half of a cache's identity.
+
+    Left out: how fast (batch size, device, threads), where from (local paths: the digests of the content stand for
+    them), and settings of a source that is not the chosen one.
+    """
+
+    def section(value: object, chosen: str, *optional: str) -> dict[str, Any]:
+        plain: dict[str, Any] = to_plain(value)
+        for name in optional:
+            if name != chosen:
+                plain.pop(name)
+            elif name in ("load", "files"):
+                for path in ("path", "paths"):
+                    plain[name].pop(path, None)
+        return plain
+
+    cache = to_plain(config.cache)
+    for name in ("batch_tokens", "preset"):
+        cache.pop(name)
+    cache.update(
+        hidden=config.cache.train_hidden,
+        logits=config.cache.train_logits,
+        top_k=config.cache.train_top_k,
+        temperatures=list(config.cache.declared_temperatures),
+        yardstick="lossless" if config.cache.preset == "lossless" else "exact",
+    )
+    return {
+        "corpus": section(config.corpus, config.corpus.source, "docstrings", "files", "hub"),
+        "tokenize": section(config.tokenize, config.tokenize.tokenizer, "train", "load"),
+        "masking": to_plain(config.masking),
+        "teacher": section(config.teacher, config.teacher.source, "train", "load"),
+        "cache": cache,
+        "algorithms": dict(ALGORITHMS),
+    }

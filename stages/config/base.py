@@ -1,0 +1,119 @@
+"""From a mapping (YAML) to frozen dataclasses, refusing what does not fit.
+
+A key may be left out only where null is a value it can have: params.yaml is the one place of values, so nothing is
+decided here. Every refusal names the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from stages.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def refuse(key: str, found: object, allowed: str) -> ConfigError:
+    """The error for a value that is not allowed."""
+    return ConfigError(f"{key} is {_show(found)}; allowed: {allowed}")
+
+
+def require(condition: bool, key: str, found: object, allowed: str) -> None:
+    """Raise `ConfigError` unless `condition` holds."""
+    if not condition:
+        raise refuse(key, found, allowed)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` for a mistyped name, or the list of the known ones."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def build(cls: type[T], values: object, at: str = "") -> T:
+    """An instance of the dataclass `cls` from a mapping; `at` is the dotted key of the mapping.
+
+    Raises `ConfigError` for an unknown key (with a suggestion), a missing key, or a value of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise refuse(at or "the parameters", values, "a mapping of keys to values")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"unknown key {_join(at, str(key))}; {suggest(str(key), fields)}")
+    arguments: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], _join(at, name))
+        elif field.default is dataclasses.MISSING:
+            raise ConfigError(f"missing key {_join(at, name)}; expected {_describe(hints[name])}")
+    return cls(**arguments)
+
+
+def to_plain(value: object) -> Any:
+    """The JSON form of a config: what `build` turns back into an equal one."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def _convert(hint: Any, value: object, at: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):  # only `X | None` is used
+        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, at)
+    if origin is typing.Literal:
+        require(value in arguments, at, value, ", ".join(map(str, arguments)))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise refuse(at, value, _describe(hint))
+        return tuple(_convert(arguments[0], item, f"{at}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise refuse(at, value, "a mapping of names to settings")
+        return {str(key): _convert(arguments[1], item, _join(at, str(key))) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, at)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 (no dot) as a string; everybody means the number.
+        try:
+            return float(value)
+        except ValueError:
+            raise refuse(at, value, "a number") from None
+    if type(value) is not hint:
+        raise refuse(at, value, _describe(hint))
+    return value
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join("null" if a is type(None) else _describe(a) for a in arguments)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"a list, each item {_describe(arguments[0])}"
+    if origin is dict or dataclasses.is_dataclass(hint):
+        return "a mapping"
+    return {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _join(at: str, name: str) -> str:
+    return f"{at}.{name}" if at else name
+
+
+def _show(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,114 @@
+"""Parameters of the teacher and of the students."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.config.base import require
+from stages.config.corpus import SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacherConfig:
+    """A small BERT trained on the spot."""
+
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    feed_forward_size: int
+    max_positions: int
+    dropout: float
+    learning_rate: float
+    warmup_steps: int
+    steps: int
+    """Optimizer steps where `precision` comes out as bfloat16."""
+    float32_steps: int
+    """Optimizer steps where it comes out as float32, which takes about twice as long per step on a CPU."""
+    batch_size: int
+    """Sequences per optimizer step."""
+    weight_decay: float
+    precision: Literal["auto", "float32", "bfloat16"]
+    """`auto` is bfloat16 autocast where the processor or GPU has bfloat16 arithmetic, else float32; recorded, never timed."""
+    seed: int
+
+    def __post_init__(self) -> None:
+        positive = (
+            "layers",
+            "hidden_size",
+            "attention_heads",
+            "feed_forward_size",
+            "max_positions",
+            "steps",
+            "float32_steps",
+            "batch_size",
+        )
+        for name in positive:
+            require(getattr(self, name) >= 1, f"teacher.train.{name}", getattr(self, name), "1 or more")
+        require(
+            self.hidden_size % self.attention_heads == 0,
+            "teacher.train.hidden_size",
+            self.hidden_size,
+            f"a multiple of teacher.train.attention_heads ({self.attention_heads})",
+        )
+        require(0 <= self.dropout < 1, "teacher.train.dropout", self.dropout, "0 <= x < 1")
+        require(self.learning_rate > 0, "teacher.train.learning_rate", self.learning_rate, "more than 0")
+        require(self.warmup_steps >= 0, "teacher.train.warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Stage `teacher`: a model to load, or one to train."""
+
+    source: Literal["train", "load"]
+    train: TrainTeacherConfig | None = None
+    load: SourceConfig | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            getattr(self, self.source) is not None,
+            f"teacher.{self.source}",
+            None,
+            f"its settings, as teacher.source is {self.source}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Stage `init-student`: one entry of the map `students`."""
+
+    architecture: Literal["distilbert"]
+    initialise: Literal["teacher", "random"]
+    layers: int
+    dropout: float
+    seed: int
+    """Of the random initialisation."""
+    layer_map: tuple[int, ...] | None = None
+    """Teacher block copied into each student block, counted from 0; null spreads them as DistilBERT did (12 -> 6: 0 2 4 7 9 11)."""
+    hidden_size: int | None = None
+    """null: as the teacher. Another size needs `initialise: random`, and no cosine loss."""
+    attention_heads: int | None = None
+    feed_forward_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.layers >= 1, "students.*.layers", self.layers, "1 or more")
+        require(0 <= self.dropout < 1, "students.*.dropout", self.dropout, "0 <= x < 1")
+        if self.layer_map is not None:
+            require(
+                self.initialise == "teacher", "students.*.layer_map", self.layer_map, "null, as initialise is random"
+            )
+            require(
+                len(self.layer_map) == self.layers and min(self.layer_map, default=0) >= 0,
+                "students.*.layer_map",
+                list(self.layer_map),
+                f"{self.layers} teacher blocks (students.*.layers), counted from 0",
+            )
+        for name in ("hidden_size", "attention_heads", "feed_forward_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"students.*.{name}", value, "null or 1 and more")
+            require(
+                value is None or self.initialise == "random",
+                f"students.*.{name}",
+                value,
+                "null, as initialise is teacher",
+            )

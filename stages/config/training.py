@@ -1,0 +1,100 @@
+"""Parameters of the stages `train-student` and `evaluate`, and of the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stages.config.base import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """`kd T^2 KL + mlm CE + cos (1 - cosine)`; DistilBERT: 5, 2, 1."""
+
+    kd: float
+    mlm: float
+    cos: float
+
+    def __post_init__(self) -> None:
+        for name in ("kd", "mlm", "cos"):
+            require(getattr(self, name) >= 0, f"train.weights.{name}", getattr(self, name), "0 or more")
+        require(self.kd + self.mlm + self.cos > 0, "train.weights", "all 0", "at least one weight above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Stage `train-student`."""
+
+    student: str
+    """Name in the map `students`."""
+    weights: LossWeights
+    temperature: float
+    kd_source: Literal["hidden", "top_k"]
+    """`hidden`: the teacher's full distribution, rebuilt from the cached hidden state by its frozen head. `top_k`: the cached
+    logits, and one bucket for the rest of the vocabulary."""
+    batch_size: int
+    """Sequences per optimizer step, over all processes and accumulated micro-batches."""
+    micro_batch_size: int
+    """Sequences per forward pass of one process."""
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    adam_betas: tuple[float, ...]
+    adam_epsilon: float
+    max_grad_norm: float
+    precision: Literal["auto", "float32", "bfloat16"]
+    freeze_position_embeddings: bool
+    """Keep the position table as it was initialised, as DistilBERT's published command does."""
+    seed: int
+    checkpoint_steps: int
+    log_steps: int
+    steps: int | None = None
+    """Optimizer steps; or set `epochs`."""
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+        require(
+            (self.steps is None) != (self.epochs is None),
+            "train.steps",
+            self.steps,
+            "an integer where train.epochs is null, else null",
+        )
+        require(self.steps is None or self.steps >= 1, "train.steps", self.steps, "1 or more")
+        require(self.epochs is None or self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
+        require(self.temperature > 0, "train.temperature", self.temperature, "more than 0")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
+        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "0 or more")
+        require(len(self.adam_betas) == 2, "train.adam_betas", list(self.adam_betas), "two numbers")
+        require(
+            self.batch_size % self.micro_batch_size == 0,
+            "train.micro_batch_size",
+            self.micro_batch_size,
+            f"a divisor of train.batch_size ({self.batch_size})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Stage `evaluate`."""
+
+    split: Literal["validation", "test"]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """What this machine has. Never part of an identity."""
+
+    device: str
+    """`auto` (a GPU if there is one), or a torch device."""
+    threads: int | None = None
+    """Threads for tensor work; null: one per core."""
+
+    def __post_init__(self) -> None:
+        require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")

@@ -1,0 +1,142 @@
+"""Documents of local files: plain text, JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.config import FilesConfig
+from stages.context import Context
+from stages.documents.document import Document, usable
+from stages.errors import InputError
+
+_ROWS = {".jsonl", ".ndjson", ".json", ".parquet"}
+_IN_FOLDERS = {".txt", ".text", ".md", *_ROWS}
+"""What is taken from a folder. A file that is named, or that fits a pattern, is plain text unless it is one of `_ROWS`."""
+
+
+def file_documents(config: FilesConfig, context: Context, *, refuse_empty: bool) -> Generator[Document]:
+    """The documents of the files in the order of their names; ids are `name` or `name:number`, counted from 1.
+
+    Raises `InputError` for a path without files, a file that is not UTF-8, a line that is not JSON, a missing text
+    column, and an empty document if `refuse_empty`.
+    """
+    files = _listed(config.paths, context.artefacts.project)
+    for name, file in files.items():
+        if file.suffix in _ROWS and config.text_column is None:
+            raise InputError(f"corpus.files.text_column is null; expected the column of {name} that holds the text")
+    context.progress.begin("read files", len(files), "file")
+    for name, file in files.items():
+        whole = file.suffix not in _ROWS and config.document == "file"
+        number = 0
+        for number, text in enumerate(_texts(file, name, config), start=1):
+            if usable(text, refuse_empty, name, number):
+                yield Document(name if whole else f"{name}:{number}", str(text))
+        if number == 0:
+            usable("", refuse_empty, name, 1)
+        context.progress.advance()
+
+
+def _listed(paths: tuple[str, ...], project: Path) -> dict[str, Path]:
+    """Name -> file, sorted by name. A name does not say where on this machine the files lie.
+
+    It is relative to the project folder, or to the folder that holds the named file or folder if that lies elsewhere.
+    """
+    files: dict[str, Path] = {}
+    for pattern in paths:
+        found = _matches(pattern, project)
+        if not found:
+            raise InputError(f"corpus.files.paths: {pattern} is not there (looked in {project}); correct the path")
+        for path in found:
+            base = project if path.is_relative_to(project) else path.parent
+            children = [child for child in sorted(path.rglob("*")) if child.suffix in _IN_FOLDERS]
+            for file in children if path.is_dir() else [path]:
+                name = file.relative_to(base).as_posix()
+                if file.is_file() and files.setdefault(name, file) != file:
+                    raise InputError(f"corpus.files.paths: {files[name]} and {file} are both called {name}; rename one")
+    if not files:
+        raise InputError(
+            f"corpus.files.paths: no text in {', '.join(paths)}; expected files named *{', *'.join(sorted(_IN_FOLDERS))}"
+        )
+    return dict(sorted(files.items()))
+
+
+def _matches(pattern: str, project: Path) -> list[Path]:
+    path = project / pattern
+    if path.exists():
+        return [path]
+    root = Path(path.anchor)
+    return sorted(root.glob(str(path.relative_to(root))))
+
+
+def _texts(file: Path, name: str, config: FilesConfig) -> Iterator[object]:
+    if file.suffix == ".parquet":
+        yield from _parquet_rows(file, name, config.text_column)
+    elif file.suffix in _ROWS:
+        yield from _json_rows(file, name, config.text_column)
+    elif config.document == "file":
+        yield "\n".join(_lines(file, name))
+    elif config.document == "line":
+        yield from _lines(file, name)
+    else:
+        yield from _paragraphs(_lines(file, name))
+
+
+def _lines(file: Path, name: str) -> Iterator[str]:
+    """The lines of a UTF-8 file, without their ends; split at newlines only, so that they are what editors count."""
+    start = 0
+    with file.open("rb") as stream:
+        for line in stream:
+            try:
+                yield line.decode("utf-8-sig" if start == 0 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{name} is not UTF-8: byte {start + error.start} is 0x{line[error.start]:02x}; "
+                    f"convert it, e.g. `iconv -f latin1 -t utf-8`"
+                ) from None
+            start += len(line)
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    """Runs of lines between blank lines."""
+    paragraph: list[str] = []
+    for line in lines:
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "\n".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "\n".join(paragraph)
+
+
+def _json_rows(file: Path, name: str, column: str | None) -> Iterator[object]:
+    for number, line in enumerate(_lines(file, name), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {number}: expected a JSON object, found {line[:40]!r} ({error})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
+        if column not in row:
+            raise InputError(_missing_column(f"{name}, line {number}", column, row))
+        yield row[column]
+
+
+def _parquet_rows(file: Path, name: str, column: str | None) -> Iterator[object]:
+    try:
+        with pq.ParquetFile(file) as parquet:
+            if column not in parquet.schema_arrow.names:
+                raise InputError(_missing_column(name, column, parquet.schema_arrow.names))
+            for batch in parquet.iter_batches(columns=[column], batch_size=1024):
+                yield from batch.column(0).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{name} is no readable Parquet file: {error}") from None
+
+
+def _missing_column(where: str, column: str | None, existing: list[str] | dict[str, object]) -> str:
+    return f"{where}: no column {column!r}, which corpus.files.text_column names; its columns are {', '.join(existing)}"

@@ -1,0 +1,156 @@
+"""A language model's head as a list of steps (storage/FORMAT.md, section 6), taken from a model or read from a cache.
+
+Teacher and student use the same form: the teacher's frozen head rebuilds its logits from a cached hidden state, and the
+student's loss reads features and projection apart, so that it never holds (tokens, V) logits for a whole batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+_ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """Steps from a hidden state to logits; `tensors` maps the names that `steps` uses to (live) tensors."""
+
+    steps: tuple[dict[str, Any], ...]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        """The head of a model; its tensors are the model's own parameters.
+
+        Raises `InputError` for a model whose head is not known.
+        """
+        kind = model.config.model_type
+        parts: tuple[Any, str, Any, Any]
+        if kind == "bert":
+            predictions = cast("Any", model.cls).predictions
+            transform = predictions.transform
+            parts = (transform.dense, model.config.hidden_act, transform.LayerNorm, predictions.decoder)
+        elif kind == "distilbert":
+            parts = (
+                cast("Any", model.vocab_transform),
+                model.config.activation,
+                cast("Any", model.vocab_layer_norm),
+                cast("Any", model.vocab_projector),
+            )
+        else:
+            raise InputError(f"models of type {kind!r} are not supported yet; expected bert or distilbert")
+        dense, activation, norm, projection = parts
+        if activation not in _ACTIVATION_NAMES:
+            raise InputError(
+                f"the head's activation {activation!r} is not known; expected {', '.join(_ACTIVATION_NAMES)}"
+            )
+        steps = (
+            {"op": "dense", "weight": "dense.weight", "bias": "dense.bias"},
+            {"op": "activation", "name": _ACTIVATION_NAMES[activation]},
+            {"op": "layer_norm", "weight": "norm.weight", "bias": "norm.bias", "eps": norm.eps},
+            {"op": "projection", "weight": "projection.weight", "bias": "projection.bias"},
+        )
+        modules: dict[str, nn.Module] = {"dense": dense, "norm": norm, "projection": projection}
+        tensors = {
+            f"{name}.{part}": getattr(module, part) for name, module in modules.items() for part in ("weight", "bias")
+        }
+        return cls(steps, tensors)
+
+    @classmethod
+    def load(cls, folder: Path) -> Head:
+        """The head stored in a cache, in float32 whatever its dtype on disk."""
+        description = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / "head.safetensors").items()}
+        return cls(tuple(description["steps"]), tensors)
+
+    def files(self, dtype: torch.dtype) -> dict[str, bytes]:
+        """`head.json` and `head.safetensors` as bytes, the tensors in `dtype`."""
+        tensors = {name: tensor.detach().to(dtype).cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        description = {
+            "steps": list(self.steps),
+            "vocabulary_size": self.vocabulary_size,
+            "hidden_size": self.hidden_size,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        text = json.dumps(description, sort_keys=True, separators=(",", ":")) + "\n"
+        return {"head.json": text.encode(), "head.safetensors": save(tensors)}
+
+    def to(self, device: torch.device | str) -> Head:
+        """The same head with its tensors on `device`."""
+        return Head(self.steps, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @property
+    def projection(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, H) and bias (V,) of the last matrix product."""
+        step = next(step for step in self.steps if step["op"] == "projection")
+        return self.tensors[step["weight"]], self.tensors[step["bias"]] if step["bias"] else None
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.projection[0].shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        first = next(step for step in self.steps if step["op"] in ("dense", "projection"))
+        return self.tensors[first["weight"]].shape[1]
+
+    def features(self, hidden: Tensor) -> Tensor:
+        """What the projection reads, (rows, H), from hidden states (rows, H)."""
+        for step in self.steps:
+            if step["op"] == "projection":
+                break
+            hidden = self._apply(step, hidden)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, V) from hidden states (rows, H)."""
+        for step in self.steps:
+            hidden = self._apply(step, hidden)
+        return hidden
+
+    def _apply(self, step: Mapping[str, Any], x: Tensor) -> Tensor:
+        op = step["op"]
+        weight = self.tensors[step["weight"]] if "weight" in step else None
+        bias = self.tensors[step["bias"]] if step.get("bias") else None
+        if op in ("dense", "projection") and weight is not None:
+            return F.linear(x, weight, bias)
+        if op == "activation":
+            return _ACTIVATIONS[step["name"]](x)
+        if op == "layer_norm":
+            return F.layer_norm(x, (x.shape[-1],), weight, bias, step["eps"])
+        if op == "rms_norm":
+            return F.rms_norm(x, (x.shape[-1],), weight, step["eps"])
+        if op == "softcap":
+            return step["cap"] * torch.tanh(x / step["cap"])  # type: ignore[no-any-return]
+        if op == "scale":
+            return step["factor"] * x  # type: ignore[no-any-return]
+        raise InputError(f"head.json has the step {op!r}, which this version does not know; update teacher-cache")

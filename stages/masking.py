@@ -1,0 +1,74 @@
+"""Which tokens are predicted and what the models see in their place. The one owner of masks.
+
+A mask is a pure function of (seed, split, variant, sequence id): the teacher's pass, a repaired shard and a student on
+another machine all get the same one, in any order. The scheme is DistilBERT's (Sanh et al. 2019, section 3 and the
+published training code): a share of a sequence's tokens, never special or unknown ones, rarer tokens more often
+(weight count^-smoothing), replaced by the mask token, a random one, or kept (BERT's 80/10/10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.config import MaskingConfig
+from stages.errors import InputError
+from stages.randomness import uniforms, words
+from storage import Split
+
+
+class Masker:
+    """Masks sequences of one split. `token_counts` (V,) are the training split's counts per id."""
+
+    def __init__(
+        self,
+        config: MaskingConfig,
+        *,
+        split: Split,
+        token_counts: npt.NDArray[np.int64],
+        special_ids: Sequence[int],
+        mask_id: int | None,
+        vocabulary_size: int,
+    ) -> None:
+        if mask_id is None:
+            raise InputError(
+                "the tokenizer has no mask token, which masked language modelling needs; expected [MASK] or the like; "
+                "choose another tokenizer in params.yaml (tokenize)"
+            )
+        self._config = config
+        self._split = split
+        self._probability = config.probability if split == "train" else config.evaluation_probability
+        self._weights = np.maximum(token_counts, 1).astype(np.float64) ** -config.smoothing
+        self._weights[list(special_ids)] = 0.0
+        self._mask_id = mask_id
+        self._vocabulary_size = vocabulary_size
+
+    def mask(
+        self, sequence_id: int, variant: int, original_ids: npt.NDArray[np.integer]
+    ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint8]]:
+        """What the models see, (tokens,) of the dtype of `original_ids`, and u1 (tokens,) 1 where a token is predicted.
+
+        `floor(probability * n + u)` of the n tokens are chosen, u uniform, without replacement and by weight: the
+        smallest arrival times of an exponential race (Efraimidis and Spirakis 2006).
+        """
+        count = len(original_ids)
+        raw = words(f"mask/{self._config.seed}/{self._split}/{variant}", sequence_id, 1 + 3 * count)
+        weights = self._weights[original_ids]
+        wanted = int(self._probability * count + float(uniforms(raw[:1])[0]))
+        wanted = min(wanted, int(np.count_nonzero(weights)))
+        with np.errstate(divide="ignore"):
+            arrival = -np.log(uniforms(raw[1 : 1 + count])) / weights
+        chosen = np.sort(np.argsort(arrival, kind="stable")[:wanted])
+
+        fate = uniforms(raw[1 + count : 1 + 2 * count])[chosen]
+        random_ids = (uniforms(raw[1 + 2 * count :])[chosen] * self._vocabulary_size).astype(original_ids.dtype)
+        input_ids = original_ids.copy()
+        masked_share, random_share = self._config.mask, self._config.random
+        input_ids[chosen[fate < masked_share]] = self._mask_id
+        randomised = (fate >= masked_share) & (fate < masked_share + random_share)
+        input_ids[chosen[randomised]] = random_ids[randomised]
+        masked = np.zeros(count, np.uint8)
+        masked[chosen] = 1
+        return input_ids, masked

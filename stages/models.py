@@ -1,0 +1,121 @@
+"""Hugging Face models and tokenizers: the only caller of `from_pretrained`, and what the stages need to know of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from stages.config import SourceConfig
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_masked_lm(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> PreTrainedModel:
+    """A masked language model on `device`, in eval mode, from a local folder or a hub id.
+
+    Raises `InputError` where there is none, or where its weights lack the encoder or the masked-LM head (transformers
+    would fill those with random numbers and only warn).
+    """
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name, revision=revision, attn_implementation=attention, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"no masked language model could be loaded from {name}: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"the weights in {name} lack {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...); "
+            "expected a model with its masked-LM head, not a bare encoder"
+        )
+    loaded: PreTrainedModel = model.to(device)
+    loaded.train(False)
+    return loaded
+
+
+def require_model(folder: Path, what: str, command: str) -> None:
+    """Raise `InputError`, naming the command that makes it, where a model folder of ours is missing."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is missing or holds no model: {what}; run: {command}")
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a local folder or a hub id. Raises `InputError` where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"no tokenizer could be loaded from {name}: {_first_line(error)}") from error
+    return tokenizer
+
+
+def load_model_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder, as plain JSON without what a version of transformers adds of itself."""
+    try:
+        config: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+    except (OSError, ValueError) as error:
+        raise InputError(f"no model configuration could be loaded from {folder}: {_first_line(error)}") from error
+    for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
+        config.pop(key, None)
+    return config
+
+
+def resolve_source(source: SourceConfig, project: Path) -> tuple[str, str | None]:
+    """What to pass to `load_masked_lm` and `load_tokenizer`: a folder (relative to the project) or a hub id, and a revision."""
+    if source.path is None:
+        return str(source.hub_id), source.revision
+    folder = project / source.path
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is no folder; expected a Hugging Face model or tokenizer folder (load.path in params.yaml)"
+        )
+    return str(folder), None
+
+
+def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Output of the last block, float (batch, tokens, H): what the LM head reads.
+
+    The base model is called alone, so that the head can be applied to chosen positions only; that is exact.
+    """
+    hidden: torch.Tensor = model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    return hidden
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over names and bytes of the weights and the configuration in a model folder."""
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    if len(files) < 2:
+        raise InputError(f"{folder} holds no model (config.json and *.safetensors expected); run: pipeline teacher")
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of a model folder's weights on disk."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,29 @@
+"""What a stage leaves beside its output: the parameters that it used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stages.config import Config, to_plain
+from stages.outputs import write_json
+
+RESOLVED = "resolved-config.json"
+
+
+def write_resolved(folder_or_file: Path, config: Config, *sections: str) -> None:
+    """Write the named sections of the parameters as JSON, in the form and under the keys of params.yaml.
+
+    A section is the name of a field of `Config`, or a dotted key into one of its maps (`students.half`). Given a
+    folder that exists, the file in it is `resolved-config.json`; any other path is the file itself.
+    """
+    file = folder_or_file / RESOLVED if folder_or_file.is_dir() else folder_or_file
+    resolved: dict[str, Any] = {}
+    for section in sections:
+        name, _, key = section.partition(".")
+        value = getattr(config, name)
+        if key:
+            resolved.setdefault(name, {})[key] = to_plain(value[key])
+        else:
+            resolved[name] = to_plain(value)
+    write_json(file, resolved)

@@ -1,0 +1,274 @@
+"""A small BERT trained on the spot: its initial weights, its examples, its loss, and the Trainer that drives it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from stages.config import TrainTeacherConfig
+from stages.config.base import refuse
+from stages.context import Context
+from stages.device import Precision
+from stages.errors import Interrupted, StageError
+from stages.heads import Head
+from stages.masking import Masker
+from stages.models import encoder_hidden
+from stages.randomness import permutation
+from stages.sequences import SequenceSplit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HELD_OUT_SEQUENCES = 2048
+"""Sequences that the held-out figures are computed on, at most: a standard error of about 0.01 nats."""
+HELD_OUT_BATCH = 64
+_LOG_STEPS = 25
+
+Example = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""What the model sees (tokens,), and the original ids where a token is to be predicted, IGNORED elsewhere (tokens,)."""
+IGNORED = -100
+
+
+def initial_bert(config: TrainTeacherConfig, *, vocabulary_size: int, pad_id: int) -> BertForMaskedLM:
+    """BERT's random initial weights from `config.seed`, with sinusoids in the position table."""
+    set_seed(config.seed)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.attention_heads,
+            intermediate_size=config.feed_forward_size,
+            max_position_embeddings=config.max_positions,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            pad_token_id=pad_id,
+        )
+    )
+    with torch.no_grad():
+        table = model.bert.embeddings.position_embeddings.weight
+        # A sinusoid's root mean square is 1/sqrt(2): the table gets that of the word embeddings.
+        table.copy_(sinusoids(*table.shape) * math.sqrt(2) * model.config.initializer_range)
+    return model
+
+
+def sinusoids(positions: int, width: int) -> Tensor:
+    """The position table of Vaswani et al. 2017, section 3.5, f4 (positions, width): sines and cosines interleaved."""
+    frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
+
+
+class MaskedSequences(Dataset[Example]):
+    """The sequences of a split in the order in which they are trained on, for `steps` batches.
+
+    Each epoch has an order of its own and its own mask variant (dynamic masking), both pure functions of the seeds. The
+    split is held in memory: a teacher that is trained in minutes reads a small corpus.
+    """
+
+    def __init__(self, split: SequenceSplit, masker: Masker, *, batch_size: int, steps: int, seed: int) -> None:
+        self._offsets, self._ids = split.read(0, len(split))
+        self._masker = masker
+        # The sequences that do not fill a batch are left out of that epoch.
+        self._per_epoch = len(split) // batch_size * batch_size
+        if self._per_epoch == 0:
+            raise refuse(
+                "teacher.train.batch_size", batch_size, f"at most the {len(split)} training sequences in data/tokens"
+            )
+        self._count = batch_size * steps
+        epochs = range(-(-self._count // self._per_epoch))
+        self._orders = [permutation(f"teacher/{seed}", epoch, len(split)) for epoch in epochs]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        epoch, place = divmod(index, self._per_epoch)
+        sequence = int(self._orders[epoch][place])
+        return mask_example(
+            self._masker, sequence, epoch, self._ids[self._offsets[sequence] : self._offsets[sequence + 1]]
+        )
+
+
+def mask_example(masker: Masker, sequence: int, variant: int, original_ids: npt.NDArray[np.integer]) -> Example:
+    """One masked sequence with its labels."""
+    input_ids, masked = masker.mask(sequence, variant, original_ids)
+    return input_ids.astype(np.int64), np.where(masked == 1, original_ids.astype(np.int64), IGNORED)
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads examples to a batch and picks the positions to predict."""
+
+    pad_id: int
+
+    def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` i8 (S, L); `rows` i8 (R,): the masked places in the flattened (S L,); `targets` i8 (R,)."""
+        lengths = np.array([len(input_ids) for input_ids, _ in examples])
+        real = np.arange(lengths.max()) < lengths[:, None]
+        input_ids, labels = np.full(real.shape, self.pad_id, np.int64), np.full(real.shape, IGNORED, np.int64)
+        input_ids[real] = np.concatenate([seen for seen, _ in examples])
+        labels[real] = np.concatenate([wanted for _, wanted in examples])
+        rows = np.flatnonzero(labels != IGNORED)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": real.astype(np.int64),
+            "rows": rows,
+            "targets": labels.ravel()[rows],
+        }
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+class MaskedPositions(nn.Module):
+    """A masked language model whose head is applied to the masked positions only: exact, and several times cheaper."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> Tensor:
+        """Float32 logits (R, V) at the flat positions `rows` (R,) of `input_ids` (S, L)."""
+        hidden = encoder_hidden(self.model, input_ids, attention_mask).flatten(0, 1)[rows]
+        return Head.of(self.model).logits(hidden).float()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor]:
+        """The mean cross-entropy over the batch's masked positions in nats; 0 where there are none."""
+        logits = self.logits(input_ids, attention_mask, rows)
+        return (F.cross_entropy(logits, targets, reduction="sum") / max(1, len(targets)),)
+
+
+def train_bert(
+    model: BertForMaskedLM,
+    config: TrainTeacherConfig,
+    context: Context,
+    *,
+    examples: MaskedSequences,
+    collator: Collator,
+    steps: int,
+    precision: Precision,
+) -> list[dict[str, float]]:
+    """Train `model` in place; returns the Trainer's log. The same threads on the same processor give the same weights.
+
+    Raises `Interrupted` when asked to stop (it keeps nothing: it is a matter of minutes) and `StageError` where the loss
+    is no longer finite.
+    """
+    context.progress.begin("train the teacher", steps, "steps")
+    with tempfile.TemporaryDirectory() as folder:  # Trainer wants one, and writes nothing there
+        trainer = Trainer(
+            model=MaskedPositions(model),
+            args=TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=config.batch_size,
+                train_sampling_strategy="sequential",
+                learning_rate=config.learning_rate,
+                lr_scheduler_type="linear",
+                warmup_steps=config.warmup_steps,
+                weight_decay=config.weight_decay,
+                adam_beta1=0.9,
+                adam_beta2=0.98,
+                adam_epsilon=1e-6,
+                max_grad_norm=1.0,
+                bf16=precision == "bfloat16",
+                use_cpu=context.device == "cpu",
+                seed=config.seed,
+                logging_steps=min(_LOG_STEPS, steps),
+                logging_nan_inf_filter=False,
+                save_strategy="no",
+                remove_unused_columns=False,
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=examples,
+            data_collator=collator,
+            callbacks=[_Watch(context)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.train(False)
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+class _Watch(TrainerCallback):
+    """Shows steps and losses, and ends the training where it is asked to or where it has come to nothing."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        del args, control
+        self._context.progress.advance(1)
+        if self._context.should_stop():
+            raise Interrupted(
+                f"stopped as asked at step {state.global_step} of {state.max_steps} of the teacher's training; nothing was "
+                "published; run the same command again to start it anew"
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        del args, control
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise StageError(
+                f"the teacher's loss is {logs['loss']} at step {state.global_step}; expected a finite number; lower "
+                "teacher.train.learning_rate or raise teacher.train.warmup_steps, and run: pipeline teacher"
+            )
+        self._context.progress.advance(0, loss=round(logs["loss"], 3))
+
+
+@torch.inference_mode()
+def held_out_figures(
+    model: PreTrainedModel, split: SequenceSplit, masker: Masker, collator: Collator, context: Context
+) -> dict[str, int | float]:
+    """Cross-entropy in nats and share of correct ids over the masked tokens of a split's first sequences, in float32.
+
+    They are the sequences and the masks that the cache holds of that split. `masked_accuracy` is the share whose most
+    likely id is the original one. Raises `InputError` for a model whose head is not known.
+    """
+    offsets, ids = split.read(0, min(len(split), HELD_OUT_SEQUENCES))
+    examples = [mask_example(masker, i, 0, ids[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
+    masked_positions = MaskedPositions(model)
+    loss = correct = 0.0
+    count = 0
+    context.progress.begin("evaluate the teacher", len(examples), "sequences")
+    for batch in DataLoader(examples, batch_size=HELD_OUT_BATCH, collate_fn=collator):  # type: ignore[arg-type]
+        targets = batch.pop("targets").to(context.device)
+        logits = masked_positions.logits(**{name: tensor.to(context.device) for name, tensor in batch.items()})
+        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
+        correct += float((logits.argmax(-1) == targets).sum())
+        count += len(targets)
+        context.progress.advance(len(batch["input_ids"]))
+        context.stop_if_asked("nothing was published")
+    return {
+        "mlm_loss": round(loss / max(1, count), 5),
+        "masked_accuracy": round(correct / max(1, count), 5),
+        "masked_tokens": count,
+        "sequences": len(examples),
+    }

@@ -1,0 +1,265 @@
+"""Stage `train-student`: train a student from the cache. The teacher and the corpus need not be there."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, TrainingArguments
+
+from stages.batch_plan import BatchPlan
+from stages.batches import PlannedBatches, Wanted, decoder_for
+from stages.config import Config, cache_spec, check_cosine_width, to_plain
+from stages.config.base import refuse
+from stages.context import Context
+from stages.device import resolve_precision
+from stages.distiller import (
+    PARTS,
+    DistillationTrainer,
+    Distiller,
+    ReportProgress,
+    checkpoint_step,
+    latest_checkpoint,
+    load_weights,
+)
+from stages.errors import InputError, Interrupted
+from stages.heads import Head
+from stages.models import count_parameters, load_masked_lm, load_tokenizer, weights_digest
+from stages.outputs import whole_folder, write_json, write_text
+from stages.provenance import write_resolved
+from stages.sequences import TokenStore
+from storage import CacheReader, MismatchError, canonical_json, differing_fields
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COLUMNS = ("step", "loss", *PARTS, "learning_rate", "grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What identifies a training run, and how far it goes."""
+
+    fingerprint: str
+    plan: BatchPlan
+    steps: int
+    accumulation: int
+    precision: str
+
+
+def run(config: Config, context: Context) -> None:
+    """Write `models/student`, `runs/train.json` and `runs/train.csv`; checkpoints lie in `checkpoints/<run fingerprint>`.
+
+    Raises `storage.MismatchError` where the cache was made with other parameters, `InputError` where the student's
+    initial weights are missing or of another shape, `Interrupted` after a checkpoint when asked to stop.
+    """
+    started = time.monotonic()
+    artefacts = context.artefacts
+    reader = CacheReader(artefacts.cache)
+    check_cache(config, context, reader)
+    check_cosine_width(config, reader.description.hidden_size)
+    student = _initial_student(config, context)
+    run_ = _plan_run(config, context, reader)
+    folder = artefacts.checkpoints / run_.fingerprint[:16]
+    checkpoint = latest_checkpoint(folder)
+    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    if checkpoint is not None:
+        context.progress.message(f"resuming from {checkpoint.name} of run {run_.fingerprint[:12]}")
+    context.progress.begin(f"train {config.train.student}", run_.steps, "steps")
+    context.progress.advance(first_step)
+    if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
+        load_weights(student, checkpoint)
+        history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    else:
+        history = _train(config, context, reader, student, run_, folder, checkpoint)
+    if context.rank == 0:
+        _publish(config, context, reader, student, run_, history, time.monotonic() - started)
+
+
+def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
+    """Refuse a cache whose `spec` is not that of the parameters, or whose content is not that of the files at hand.
+
+    Raises `storage.MismatchError` naming the fields and what to do.
+    """
+    differences = differing_fields(cache_spec(config), reader.description.spec)
+    if differences:
+        raise MismatchError(
+            f"cache/current was made with other parameters: {'; '.join(differences)}. Put these back in params.yaml, or make a cache "
+            "with the new ones where the teacher is: dvc repro cache-teacher",
+            differences,
+        )
+    found: dict[str, str] = {}
+    if context.artefacts.teacher.is_dir():
+        found["teacher"] = weights_digest(context.artefacts.teacher)
+    if context.artefacts.tokens.is_dir():
+        found.update(TokenStore.open(context.artefacts.tokens).content_digests())
+    content = {name: reader.description.content[name] for name in found}
+    differences = differing_fields(found, content)
+    if differences:
+        raise MismatchError(
+            f"cache/current was made from other files than the ones here: {'; '.join(differences)}; run: pipeline cache-teacher",
+            differences,
+        )
+
+
+def _initial_student(config: Config, context: Context) -> PreTrainedModel:
+    name = config.train.student
+    folder = context.artefacts.student_init(name)
+    command = f"pipeline init-student {name}"
+    place = (
+        " where the teacher is (models/teacher), then bring models/student-init here"
+        if config.student.initialise == "teacher"
+        else ""
+    )
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: the initial weights of student {name!r}; run: {command}{place}")
+    declared = json.loads((folder / "resolved-config.json").read_text(encoding="utf-8"))["students"][name]
+    differences = differing_fields({f"students.{name}": to_plain(config.student)}, {f"students.{name}": declared})
+    if differences:
+        raise InputError(f"{folder} was made with other parameters: {'; '.join(differences)}; run: {command}{place}")
+    return load_masked_lm(folder)
+
+
+def _plan_run(config: Config, context: Context, reader: CacheReader) -> _Run:
+    train = config.train
+    per_pass = train.micro_batch_size * context.world_size
+    if train.batch_size % per_pass:
+        raise refuse(
+            "train.batch_size",
+            train.batch_size,
+            f"a multiple of train.micro_batch_size x processes = {train.micro_batch_size} x {context.world_size}",
+        )
+    split = reader.description.splits["train"]
+    plan = BatchPlan(tuple(count for _, count in split.shards), train.batch_size, train.seed, split.variants)
+    precision = resolve_precision(train.precision, context.device)
+    settings = to_plain(train)
+    for name in ("checkpoint_steps", "log_steps"):
+        settings.pop(name)
+    identity = {
+        "train": settings,
+        "student": to_plain(config.student),
+        "initial_weights": weights_digest(context.artefacts.student_init(train.student)),
+        "cache": reader.root_digest,
+        "precision": precision,
+    }
+    return _Run(
+        fingerprint=hashlib.sha256(canonical_json(identity)).hexdigest(),
+        plan=plan,
+        steps=train.steps or (train.epochs or 0) * plan.steps_per_epoch,
+        accumulation=train.batch_size // per_pass,
+        precision=precision,
+    )
+
+
+def _train(
+    config: Config,
+    context: Context,
+    reader: CacheReader,
+    student: PreTrainedModel,
+    run_: _Run,
+    folder: Path,
+    checkpoint: Path | None,
+) -> list[dict[str, float]]:
+    """Drive the Trainer to the last step; returns its log. Raises `Interrupted` after a checkpoint when asked to stop."""
+    train = config.train
+    through_head = train.weights.kd > 0 and train.kd_source == "hidden"
+    distiller = Distiller(
+        student, train, decoder_for(reader.description, "train"), Head.load(reader.folder) if through_head else None
+    )
+    batches = PlannedBatches(
+        reader,
+        run_.plan,
+        wanted=Wanted(
+            hidden=through_head or train.weights.cos > 0, logits=train.weights.kd > 0 and train.kd_source == "top_k"
+        ),
+        micro_batch_size=train.micro_batch_size,
+        first_step=0 if checkpoint is None else checkpoint_step(checkpoint),
+        last_step=run_.steps,
+        rank=context.rank,
+        world_size=context.world_size,
+    )
+    trainer = DistillationTrainer(
+        distiller, _arguments(config, context, run_, folder), batches, folder, callbacks=[ReportProgress(context)]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.state.global_step < run_.steps:
+        raise Interrupted(
+            f"stopped as asked at step {trainer.state.global_step} of {run_.steps}; the checkpoint is in {folder}; "
+            "run the same command again to resume"
+        )
+    return trainer.state.log_history
+
+
+def _arguments(config: Config, context: Context, run_: _Run, folder: Path) -> TrainingArguments:
+    train = config.train
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=run_.steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=run_.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_betas[0],
+        adam_beta2=train.adam_betas[1],
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        bf16=run_.precision == "bfloat16",
+        use_cpu=context.device == "cpu",
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.checkpoint_steps,
+        ignore_data_skip=True,  # the batch plan starts at the right step by itself
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _publish(
+    config: Config,
+    context: Context,
+    reader: CacheReader,
+    student: PreTrainedModel,
+    run_: _Run,
+    history: list[dict[str, float]],
+    seconds: float,
+) -> None:
+    artefacts = context.artefacts
+    with whole_folder(artefacts.student) as folder:
+        student.save_pretrained(folder)
+        load_tokenizer(reader.folder / "tokenizer").save_pretrained(folder)
+        write_resolved(folder, config, "train", f"students.{config.train.student}")
+    steps = [entry for entry in history if "loss" in entry]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(steps)
+    write_text(artefacts.runs / "train.csv", text.getvalue())
+    last = {name: round(steps[-1][name], 5) for name in ("loss", *PARTS)}
+    figures: dict[str, Any] = {
+        "student": config.train.student,
+        "parameters": count_parameters(student),
+        "steps": run_.steps,
+        "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
+        "precision": run_.precision,
+        "last": last,
+        "cache_root_digest": reader.root_digest,
+        "seconds": round(seconds, 1),
+    }
+    write_json(artefacts.runs / "train.json", figures)
+    shown = {**figures, "cache_root_digest": reader.root_digest[:12]}
+    shown.pop("last")
+    context.progress.summary("student", {**{name.replace("_", " "): value for name, value in shown.items()}, **last})

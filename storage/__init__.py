@@ -1,0 +1,56 @@
+"""The teacher cache on disk: format, codecs, writing and reading. Knows no torch. See FORMAT.md beside this file."""
+
+from __future__ import annotations
+
+from storage.arrays import ShardArrays
+from storage.codecs import decode_hidden, decode_logits, encode_hidden, encode_logits
+from storage.description import CacheDescription, SplitDescription
+from storage.errors import (
+    CacheError,
+    CorruptError,
+    FormatError,
+    IncompleteError,
+    InvalidTargetsError,
+    LockedError,
+    MismatchError,
+)
+from storage.identity import canonical_json, differing_fields, digest_arrays, fingerprint
+from storage.layout import FORMAT_VERSION, SPLITS, HiddenName, Layout, LogitsName, PositionsName, ShardId, Split
+from storage.reader import CacheReader
+from storage.targets import ShardTargets
+from storage.verify import Verified, verify_cache
+from storage.work import CacheWork
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SPLITS",
+    "CacheDescription",
+    "CacheError",
+    "CacheReader",
+    "CacheWork",
+    "CorruptError",
+    "FormatError",
+    "HiddenName",
+    "IncompleteError",
+    "InvalidTargetsError",
+    "Layout",
+    "LockedError",
+    "LogitsName",
+    "MismatchError",
+    "PositionsName",
+    "ShardArrays",
+    "ShardId",
+    "ShardTargets",
+    "Split",
+    "SplitDescription",
+    "Verified",
+    "canonical_json",
+    "decode_hidden",
+    "decode_logits",
+    "differing_fields",
+    "digest_arrays",
+    "encode_hidden",
+    "encode_logits",
+    "fingerprint",
+    "verify_cache",
+]

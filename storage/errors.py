@@ -1,0 +1,46 @@
+"""The errors of the cache, in one tree.
+
+    CacheError                    anything wrong with a cache; exit code 1
+    ├── FormatError               a format version or feature that this reader does not know
+    ├── IncompleteError           not finished: no root manifest, or shards are missing
+    ├── CorruptError              a file is missing, truncated, changed, or holds fill values
+    ├── MismatchError             another cache than the one expected; `fields` says in what
+    ├── InvalidTargetsError       what is to be stored is not fit to be stored (NaN, too large, wrong shape)
+    └── LockedError               another process writes this cache; exit code 75
+
+Every message names the file or shard, what was found, what was expected and the next command.
+"""
+
+from __future__ import annotations
+
+
+class CacheError(Exception):
+    """Anything wrong with a cache. The message is meant for the user, on one line."""
+
+
+class FormatError(CacheError):
+    """The cache needs a newer reader."""
+
+
+class IncompleteError(CacheError):
+    """The cache is not finished."""
+
+
+class CorruptError(CacheError):
+    """A file of the cache is not what its manifest says."""
+
+
+class MismatchError(CacheError):
+    """The cache is another one than expected."""
+
+    def __init__(self, message: str, fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class InvalidTargetsError(CacheError):
+    """Targets that must not be stored; nothing was published."""
+
+
+class LockedError(CacheError):
+    """Another process holds the work folder."""

@@ -1,0 +1,97 @@
+"""Durable files: what is on disk after a power cut is either the old state or the new one, never half of each.
+
+Rubbish that a killed process leaves has a name that starts with `.tmp-`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file and folder below `folder`, and `folder` itself, durable."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            descriptor = os.open(Path(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(Path(parent))
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name beside `path`, make it durable, then give it its name."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the content of a folder, without its permissions (a DVC checkout may be read-only), durably."""
+    shutil.copytree(source, target, copy_function=shutil.copyfile)
+    sync_tree(target)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder, durably; `target` must not exist. Copies where the two are on different file systems."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = target.with_name(f"{TEMPORARY}{target.name}")
+        discard(temporary)
+        copy_tree(source, temporary)
+        temporary.rename(target)
+        sync_folder(target.parent)
+        discard(source)
+    else:
+        sync_folder(target.parent)
+    sync_folder(source.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder, if it is there. A folder gets a temporary name first: half of it must not look whole."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        rubbish = path.with_name(f"{TEMPORARY}discarded-{path.name.removeprefix(TEMPORARY)}")
+        if rubbish != path:
+            shutil.rmtree(rubbish, ignore_errors=True)
+            path.rename(rubbish)
+        shutil.rmtree(rubbish)
+
+
+def remove_temporaries(folder: Path, name: str = "") -> None:
+    """Remove what a killed process left directly in `folder` (names that start with `.tmp-` and `name`)."""
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            if path.name.startswith(f"{TEMPORARY}{name}"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,137 @@
+"""Reading a finished cache: nothing wrong is ever returned silently (FORMAT.md, section 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from storage.arrays import ShardArrays
+from storage.description import CacheDescription
+from storage.errors import CorruptError, IncompleteError
+from storage.layout import ShardId, Split
+from storage.manifest import (
+    CACHE_FILE,
+    MANIFEST_FILE,
+    FileRecord,
+    Files,
+    RootManifest,
+    ShardManifest,
+    damages,
+    manifest_file,
+    shard_folder,
+)
+from storage.shard import read_shard
+
+_AGAIN = "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
+
+
+class CacheReader:
+    """A finished cache, open for reading.
+
+    Opening checks the version, the features, the root digest, the size of every file, and the digest of every file that
+    belongs to no shard (head, tokenizer). `load` checks the rest, shard by shard. Safe to share between threads and to
+    pickle.
+
+    Raises `IncompleteError` where no finished cache is, `FormatError` for one that needs a newer reader and
+    `CorruptError` for one that is not as its manifest says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.description, self._manifest = read_identity(folder)
+        self.root_digest: str = self._manifest.root_digest
+        in_shards = {name: record for name, record in self._manifest.files.items() if name.startswith("shards/")}
+        beside = {
+            name: record
+            for name, record in self._manifest.files.items()
+            if name not in in_shards and not name.startswith("manifest/")
+        }
+        _refuse_damage(folder, self._manifest.files, digest=False)
+        _refuse_damage(folder, beside, digest=True)
+        self._shard_manifests: dict[ShardId, ShardManifest] = {}
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per split, summed over its shards (so over all variants): `sequences`, `tokens`, `rows`, `masked`."""
+        return self._manifest.counts
+
+    def shards(self, split: Split, variant: int = 0) -> list[ShardId]:
+        """The shards of one variant of a split, in order. Empty where the cache does not hold it."""
+        return [shard for shard in self.description.shard_ids() if (shard.split, shard.variant) == (split, variant)]
+
+    def shard_counts(self, shard: ShardId) -> dict[str, int]:
+        """`sequences`, `tokens`, `rows` and `masked` of one shard."""
+        return self._shard_manifest(shard).counts
+
+    def shard_figures(self, shard: ShardId) -> dict[str, Any]:
+        """The figures that the writer recorded for a shard (retained mass, saturated gaps)."""
+        return self._shard_manifest(shard).figures
+
+    def load(self, shard: ShardId) -> ShardArrays:
+        """All of one shard, still encoded.
+
+        Raises `CorruptError`, naming shard and file, for anything that is not as it was written.
+        """
+        manifest = self._shard_manifest(shard)
+        _refuse_damage(self.folder, manifest.files, digest=False)
+        metadata = {name: record for name, record in manifest.files.items() if name.endswith("/zarr.json")}
+        _refuse_damage(self.folder, metadata, digest=True)
+        return read_shard(
+            self.folder / shard_folder(shard),
+            self.description,
+            shard,
+            tokens=manifest.counts["tokens"],
+            rows=manifest.counts["rows"],
+            teacher_saw=manifest.teacher_saw,
+        )
+
+    def _shard_manifest(self, shard: ShardId) -> ShardManifest:
+        if shard not in self._shard_manifests:
+            self.description.span(shard)
+            name = manifest_file(shard)
+            data = _read(self.folder, name)
+            if FileRecord.of_bytes(data) != self._manifest.files.get(name):
+                raise CorruptError(f"{self.folder / name} is not as {MANIFEST_FILE} says; {_AGAIN}")
+            manifest = ShardManifest.from_bytes(shard, data)
+            if any(self._manifest.files.get(file) != record for file, record in manifest.files.items()):
+                raise CorruptError(
+                    f"{self.folder / name} and {MANIFEST_FILE} disagree about the shard's files; {_AGAIN}"
+                )
+            self._shard_manifests[shard] = manifest
+        return self._shard_manifests[shard]
+
+
+def read_identity(folder: Path) -> tuple[CacheDescription, RootManifest]:
+    """cache.json and manifest.json of a finished cache, checked against each other but not against the other files.
+
+    Raises as `CacheReader` does.
+    """
+    for name in (MANIFEST_FILE, CACHE_FILE):
+        if not (folder / name).is_file():
+            raise IncompleteError(
+                f"{folder} has no {name}: no finished cache is there; "
+                "make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
+            )
+    # Versions and features first: the digests of a newer cache may be made otherwise.
+    data = _read(folder, CACHE_FILE)
+    description = CacheDescription.from_bytes(data)
+    manifest = RootManifest.from_bytes(_read(folder, MANIFEST_FILE))
+    if manifest.fingerprint != description.fingerprint or manifest.files.get(CACHE_FILE) != FileRecord.of_bytes(data):
+        raise CorruptError(f"{folder / CACHE_FILE} is not the one that {MANIFEST_FILE} was made for; {_AGAIN}")
+    unlisted = [shard for shard in description.shard_ids() if manifest_file(shard) not in manifest.files]
+    if unlisted:
+        raise CorruptError(f"{folder / MANIFEST_FILE} lists no {manifest_file(unlisted[0])}; {_AGAIN}")
+    return description, manifest
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise CorruptError(f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}") from error
+
+
+def _refuse_damage(folder: Path, files: Files, *, digest: bool) -> None:
+    damage = next(damages(folder, files, digest=digest), None)
+    if damage is not None:
+        raise CorruptError(f"{folder}: {damage}; {_AGAIN}")

@@ -1,0 +1,310 @@
+"""Writing a cache: a work folder under a lock, shards published whole, the finished cache renamed into place.
+
+A process may be killed at any moment: what it leaves is a whole shard, rubbish under a `.tmp-` name, or a shard without
+a manifest; each is recognised and redone (FORMAT.md, section 8). The files on disk are the only record of progress.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.arrays import array_table
+from storage.codecs import GAP_MAX
+from storage.description import CacheDescription
+from storage.errors import CacheError, CorruptError, IncompleteError, LockedError, MismatchError
+from storage.files import (
+    TEMPORARY,
+    copy_tree,
+    discard,
+    move_folder,
+    remove_temporaries,
+    sync_folder,
+    sync_tree,
+    write_durably,
+)
+from storage.identity import differing_fields
+from storage.layout import ShardId
+from storage.manifest import (
+    CACHE_FILE,
+    COUNTED,
+    MANIFEST_FILE,
+    FileRecord,
+    Files,
+    RootManifest,
+    ShardManifest,
+    damages,
+    files_below,
+    json_file,
+    manifest_file,
+    shard_folder,
+)
+from storage.shard import digest_of_what_the_teacher_saw, shard_attributes, write_shard
+from storage.targets import ShardTargets
+
+REQUIRED = ("head.json", "head.safetensors", "tokenizer")
+"""What a finished cache holds beside its shards."""
+
+
+@contextmanager
+def lock(root: Path, fingerprint: str) -> Iterator[None]:
+    """Hold the lock of a work folder. Raises `LockedError` where another process holds it.
+
+    The kernel drops the lock when its holder ends, however it ends. The file stays: removing it would let two in.
+    """
+    path = root / f"{fingerprint}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(
+                f"another process writes the cache {fingerprint[:12]}... (it holds {path}); "
+                "wait for it or stop it, then run the command again"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class CacheWork:
+    """The unfinished cache in `<root>/<fingerprint>`. Made by `open`."""
+
+    def __init__(self, root: Path, description: CacheDescription) -> None:
+        self.root = root
+        self.description = description
+        self.folder = root / description.fingerprint
+        self._verified: dict[ShardId, ShardManifest] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, root: Path, description: CacheDescription) -> Iterator[CacheWork]:
+        """The work folder of the described cache, begun or resumed, held until the context ends.
+
+        Raises `LockedError` where another process holds it, `MismatchError` where it was begun with another
+        description.
+        """
+        root.mkdir(parents=True, exist_ok=True)
+        with lock(root, description.fingerprint):
+            work = cls(root, description)
+            work._begin()
+            yield work
+
+    def _begin(self) -> None:
+        remove_temporaries(self.root, self.description.fingerprint)
+        remove_temporaries(self.root, f"discarded-{self.description.fingerprint}")
+        for folder in (self.folder, self.folder / "shards", self.folder / "manifest"):
+            folder.mkdir(exist_ok=True)
+            remove_temporaries(folder)
+        # A cache that came back from its destination: until `finish` vouches for it again it is not finished.
+        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
+        file = self.folder / CACHE_FILE
+        if not file.exists():
+            write_durably(file, json_file(self.description.to_json()))
+            return
+        found = CacheDescription.from_bytes(file.read_bytes()).to_json()
+        fields = differing_fields(self.description.to_json(), found)
+        if fields:
+            raise MismatchError(
+                f"{self.folder} was begun with another description ({'; '.join(fields)}); "
+                "remove that folder to start it over",
+                fields,
+            )
+
+    def take_back(self, destination: Path) -> bool:
+        """Go on from the same cache where it already lies finished at `destination`; True where it does.
+
+        Its shards are then verified by `missing` like any others, and `finish` puts it back.
+        """
+        if _fingerprint_at(destination) != self.description.fingerprint or any((self.folder / "manifest").iterdir()):
+            return False
+        discard(self.folder)
+        move_folder(destination, self.folder)
+        self._begin()
+        return True
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """Put a file such as head.json into the cache."""
+        path = self.folder / name
+        if not path.is_file() or FileRecord.of_file(path) != FileRecord.of_bytes(data):
+            write_durably(path, data)
+
+    def add_folder(self, name: str, source: Path) -> None:
+        """Put a copy of a folder such as the tokenizer's into the cache."""
+        path = self.folder / name
+        if path.is_dir() and files_below(path, path) == files_below(source, source):
+            return
+        temporary = self.folder / f"{TEMPORARY}{name}"
+        discard(temporary)
+        copy_tree(source, temporary)
+        discard(path)
+        move_folder(temporary, path)
+
+    def missing(self, report: Callable[[ShardId, str], None] | None = None) -> list[ShardId]:
+        """The shards that are still to be computed, in order, after verifying size and SHA-256 of those that are there.
+
+        A shard that is not as its manifest says is removed, and told to `report(shard, what is wrong)`.
+        """
+        self._verified.clear()
+        absent: list[ShardId] = []
+        for shard in self.description.shard_ids():
+            if not (self.folder / manifest_file(shard)).exists():
+                absent.append(shard)
+                continue
+            try:
+                self._verified[shard] = self._verify(shard)
+            except CorruptError as error:
+                if report is not None:
+                    report(shard, str(error))
+                self._remove(shard)
+                absent.append(shard)
+        return absent
+
+    def publish(
+        self, shard: ShardId, targets: ShardTargets, computed_with: dict[str, Any], figures: dict[str, Any]
+    ) -> int:
+        """Check, encode and store the targets of one shard; the bytes written.
+
+        `computed_with` records what may change the last bits, `figures` what is worth knowing of the shard; the number
+        of saturated gaps is added to them. Raises `InvalidTargetsError` for targets that must not be stored.
+        """
+        layout = self.description.splits[shard.split].layout
+        targets.check(self.description, shard, layout)
+        arrays = targets.encode(self.description, layout)
+        if "top_gap" in arrays:
+            figures = {**figures, "saturated_gaps": int(np.count_nonzero(arrays["top_gap"] == GAP_MAX))}
+        teacher_saw = digest_of_what_the_teacher_saw(arrays)
+        temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
+        discard(temporary)
+        write_shard(
+            temporary,
+            arrays,
+            array_table(self.description, layout),
+            shard_attributes(self.description, shard, teacher_saw),
+        )
+        sync_tree(temporary)
+        name = shard_folder(shard)
+        files = {f"{name}/{file}": record for file, record in files_below(temporary, temporary).items()}
+        self._remove(shard)
+        move_folder(temporary, self.folder / name)
+        manifest = ShardManifest(
+            shard=shard,
+            counts={
+                "sequences": len(targets.sequence_offsets) - 1,
+                "tokens": len(targets.original_ids),
+                "rows": targets.rows,
+                "masked": int(np.count_nonzero(targets.masked)),
+            },
+            files=files,
+            teacher_saw=teacher_saw,
+            computed_with=computed_with,
+            figures=figures,
+        )
+        data = manifest.to_bytes()
+        write_durably(self.folder / manifest_file(shard), data)
+        self._verified[shard] = manifest
+        return sum(record.size for record in files.values()) + len(data)
+
+    def finish(self, destination: Path) -> str:
+        """Write manifest.json and rename the whole cache to `destination`; its root digest.
+
+        Another cache at `destination` goes back to `<root>/<its fingerprint>`, from where it is finished again without
+        computing; the same cache is replaced. Raises `IncompleteError` while something is missing.
+        """
+        manifest = self._root_manifest()
+        write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
+        replaced = self.root / f"{TEMPORARY}{self.description.fingerprint}"
+        self._make_room(destination, replaced)
+        move_folder(self.folder, destination)
+        discard(replaced)
+        remove_temporaries(destination.parent, f"discarded-{destination.name}")
+        return manifest.root_digest
+
+    def _root_manifest(self) -> RootManifest:
+        absent = [name for name in REQUIRED if not (self.folder / name).exists()]
+        if absent:
+            raise IncompleteError(f"{self.folder} has no {', '.join(absent)}; run `pipeline cache-teacher` again")
+        files: Files = {}
+        counts: dict[str, dict[str, int]] = {split: dict.fromkeys(COUNTED, 0) for split in self.description.splits}
+        for shard in self.description.shard_ids():
+            if not (self.folder / manifest_file(shard)).exists():
+                raise IncompleteError(f"{self.folder} has no shard {shard}; run `pipeline cache-teacher` to resume")
+            shard_manifest = self._verified.get(shard) or self._verify(shard)
+            damage = next(damages(self.folder, shard_manifest.files, digest=False), None)
+            if damage is not None:
+                raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
+            files.update(shard_manifest.files)
+            files[manifest_file(shard)] = FileRecord.of_file(self.folder / manifest_file(shard))
+            for key in COUNTED:
+                counts[shard.split][key] += shard_manifest.counts[key]
+        for split, description in self.description.splits.items():
+            if counts[split]["tokens"] != description.tokens * description.variants:
+                raise CorruptError(
+                    f"the shards of {split} hold {counts[split]['tokens']} tokens; {CACHE_FILE} plans "
+                    f"{description.tokens} in each of {description.variants} variants; "
+                    f"remove {self.folder} and run `pipeline cache-teacher` again"
+                )
+        for entry in sorted(self.folder.iterdir()):
+            if entry.is_file() and entry.name != MANIFEST_FILE:
+                files[entry.name] = FileRecord.of_file(entry)
+            elif entry.is_dir() and entry.name not in ("shards", "manifest"):
+                files.update(files_below(self.folder, entry))
+        return RootManifest(fingerprint=self.description.fingerprint, counts=counts, files=dict(sorted(files.items())))
+
+    def _verify(self, shard: ShardId) -> ShardManifest:
+        name = manifest_file(shard)
+        manifest = ShardManifest.from_bytes(shard, (self.folder / name).read_bytes())
+        damage = next(damages(self.folder, manifest.files, digest=True), None)
+        if damage is not None:
+            raise CorruptError(damage)
+        return manifest
+
+    def _remove(self, shard: ShardId) -> None:
+        """Remove a shard, its manifest first: a manifest vouches for the files."""
+        manifest = self.folder / manifest_file(shard)
+        if manifest.exists():
+            manifest.unlink()
+            sync_folder(manifest.parent)
+        discard(self.folder / shard_folder(shard))
+        self._verified.pop(shard, None)
+
+    def _make_room(self, destination: Path, replaced: Path) -> None:
+        """Move away what lies at `destination`: the same cache to `replaced`, another one to its own work folder."""
+        if not destination.exists():
+            return
+        if destination.is_dir() and not any(destination.iterdir()):
+            destination.rmdir()
+            return
+        found = _fingerprint_at(destination)
+        if found is None:
+            raise MismatchError(
+                f"{destination} holds no teacher cache that this version reads; "
+                "move it away, then run `pipeline cache-teacher` again"
+            )
+        if found == self.description.fingerprint:
+            discard(replaced)
+            move_folder(destination, replaced)
+            return
+        home = self.root / found
+        with lock(self.root, found):
+            if home.exists() and not (destination / MANIFEST_FILE).is_file():
+                raise MismatchError(
+                    f"{destination} is unfinished, and {home} is a work folder of the same cache; "
+                    "remove one, then run `pipeline cache-teacher` again"
+                )
+            discard(home)
+            move_folder(destination, home)
+
+
+def _fingerprint_at(folder: Path) -> str | None:
+    """The fingerprint of the cache in `folder`; None where there is none that can be read."""
+    try:
+        return CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).fingerprint
+    except (OSError, CacheError):
+        return None

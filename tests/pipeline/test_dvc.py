@@ -1,0 +1,102 @@
+"""`dvc repro` as its users know it, with real DVC on a tiny project."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests.pipeline.repository import Repository
+from tests.tiny import write_params
+
+STAGES = ["corpus", "tokenize", "teacher", "cache-teacher", "init-student@half", "train-student", "evaluate"]
+
+
+def stages_run(output):
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    repository = Repository.create(tmp_path_factory.mktemp("dvc") / "project")
+    output = repository.dvc("repro").stdout
+    assert sorted(stages_run(output)) == sorted(STAGES)
+    repository.commit("reproduced")
+    return repository
+
+
+@pytest.fixture
+def repository(reproduced, tmp_path):
+    """A copy of the reproduced project, to change."""
+    shutil.copytree(reproduced.folder, tmp_path / "project", symlinks=True)
+    return Repository(tmp_path / "project")
+
+
+def test_a_second_repro_runs_nothing(repository):
+    output = repository.dvc("repro").stdout
+    assert stages_run(output) == []
+    assert "up to date" in output
+    assert repository.git("status", "--porcelain").stdout == ""
+
+
+def test_metrics_plots_and_parameters_are_known_to_dvc(repository):
+    shown = repository.dvc("metrics", "show").stdout
+    for name in ("kl_masked", "mlm_loss", "root_digest"):
+        assert name in shown
+    assert "runs/train.csv" in repository.dvc("plots", "show", "--json").stdout
+
+
+def test_a_changed_training_parameter_runs_training_and_what_follows_only(repository):
+    write_params(repository.folder, train={"learning_rate": 0.002})
+    assert stages_run(repository.dvc("repro").stdout) == ["train-student", "evaluate"]
+
+
+def test_a_changed_batch_size_of_the_teacher_runs_nothing(repository):
+    write_params(repository.folder, cache={"batch_tokens": 128})
+    assert stages_run(repository.dvc("repro").stdout) == []
+
+
+def test_a_changed_cache_parameter_makes_a_new_cache_and_the_old_one_comes_back_with_git(repository):
+    first = repository.root_digest()
+    write_params(repository.folder, cache={"top_k": 8})
+    assert stages_run(repository.dvc("repro").stdout) == ["cache-teacher", "train-student", "evaluate"]
+    assert repository.root_digest() != first
+    repository.commit("top 8")
+    repository.git("checkout", "-q", "HEAD~1")
+    repository.dvc("checkout")
+    assert repository.root_digest() == first
+    assert stages_run(repository.dvc("repro").stdout) == []
+
+
+def kill_when(repository, pattern, count):
+    """Start `dvc repro`, wait until so many files match, and kill it and all its children with SIGKILL."""
+    process = repository.start("dvc", "repro")
+    while process.poll() is None and len(list(repository.folder.glob(pattern))) < count:
+        time.sleep(0.01)
+    assert process.poll() is None, "dvc repro ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_kill_in_the_middle_of_the_cache_resumes_to_the_same_root_digest(repository, tmp_path):
+    write_params(repository.folder, cache={"shard_tokens": 32, "top_k": 12})
+    kill_when(repository, ".cache-work/*/manifest/*.json", 4)
+    assert not (repository.folder / "cache" / "current").exists()
+    output = repository.dvc("repro").stdout
+    assert "shards are there and whole" in output
+    interrupted = repository.root_digest()
+    shutil.rmtree(repository.folder / "cache" / "current")
+    repository.dvc("repro", "-sf", "cache-teacher")
+    assert repository.root_digest() == interrupted
+
+
+def test_a_kill_in_the_middle_of_the_training_resumes_to_the_same_weights(repository):
+    write_params(repository.folder, train={"steps": 60, "checkpoint_steps": 5})
+    kill_when(repository, "checkpoints/*/checkpoint-5", 1)
+    output = repository.dvc("repro").stdout
+    assert "resuming from checkpoint-" in output
+    interrupted = repository.student()
+    shutil.rmtree(repository.folder / "checkpoints")
+    repository.dvc("repro", "-sf", "train-student")
+    assert repository.student() == interrupted

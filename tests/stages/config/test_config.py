@@ -1,0 +1,151 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.config import Config, ConfigError, cache_spec, load_config, to_plain
+from tests.tiny import tiny_params
+
+ROOT = Path(__file__).parents[3]
+PARAMETER_FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+
+
+def changed(values, key, value):
+    values = copy.deepcopy(values)
+    *path, last = key.split(".")
+    section = values
+    for name in path:
+        section = section[name]
+    section[last] = value
+    return values
+
+
+@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.name)
+def test_every_parameter_file_is_valid_and_comes_back_from_json_as_it_was(path):
+    config = load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert load_config(json.loads(json.dumps(to_plain(config)))) == config
+
+
+def test_the_distilbert_recipe_has_the_published_values():
+    config = load_config(yaml.safe_load((ROOT / "recipes" / "distilbert.yaml").read_text(encoding="utf-8")))
+    assert (config.train.weights.kd, config.train.weights.mlm, config.train.weights.cos) == (5.0, 2.0, 1.0)
+    assert config.train.temperature == 2.0
+    assert config.student.layer_map == (0, 2, 4, 7, 9, 11)
+    assert (config.masking.probability, config.masking.smoothing) == (0.15, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.temprature", 2.0, r"unknown key train.temprature; did you mean temperature\?"),
+        ("trian", {}, r"unknown key trian; did you mean train\?"),
+        ("train.steps", "many", "train.steps is 'many'; allowed: an integer"),
+        ("train.steps", True, "train.steps is true; allowed: an integer"),
+        ("train.steps", 0, "train.steps is 0; allowed: 1 or more"),
+        ("train.epochs", 3, "train.steps is 8; allowed: an integer where train.epochs is null"),
+        ("train.kd_source", "logits", r"train.kd_source is 'logits'; allowed: hidden, top_k"),
+        ("train.micro_batch_size", 3, r"train.micro_batch_size is 3; allowed: a divisor of train.batch_size \(8\)"),
+        ("train.student", "hlaf", r"train.student is 'hlaf', which is not in students; did you mean half\?"),
+        ("train.weights", {"kd": 0, "mlm": 0, "cos": 0}, "train.weights is 'all 0'"),
+        ("masking.probability", 1.5, "masking.probability is 1.5; allowed: 0 < x < 1"),
+        ("masking.mask", 0.95, r"masking.mask \+ masking.random is 1.05; allowed: at most 1"),
+        (
+            "tokenize.sequence_tokens",
+            99,
+            r"tokenize.sequence_tokens is 99; allowed: at most the teacher's positions .*= 16",
+        ),
+        ("cache.top_k", 5000, r"cache.top_k is 5000; allowed: at most the vocabulary .*= 120"),
+        ("cache.hidden", "none", "train.weights.cos is 1.0; allowed: 0, as cache.hidden is none"),
+        ("cache.temperatures", [0.0], "cache.temperatures is 0.0; allowed: numbers above 0"),
+        ("cache.preset", "tiny", "cache.preset is 'tiny'; allowed: lossless, exact, balanced"),
+        (
+            "students.half.layer_map",
+            [7],
+            r"students.half.layer_map is \[7\]; allowed: blocks of the teacher, which has 2",
+        ),
+        ("students", {}, "students is {}; allowed: at least one student"),
+        ("corpus.source", "hub", "corpus.hub is null; allowed: its settings, as corpus.source is hub"),
+        ("corpus.files", {"paths": [], "document": "line"}, r"corpus.files.paths is \(\); allowed: at least one"),
+        ("teacher.train.attention_heads", 3, r"teacher.train.hidden_size is 32; allowed: a multiple of .*\(3\)"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_key_value_and_what_is_allowed(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(changed(tiny_params(), key, value))
+
+
+def test_a_missing_key_is_named_with_what_it_holds():
+    values = tiny_params()
+    del values["train"]["temperature"]
+    with pytest.raises(ConfigError, match=r"missing key train.temperature; expected a number"):
+        load_config(values)
+
+
+def test_distillation_through_the_head_without_cached_hidden_states_is_refused():
+    values = tiny_params(cache={"hidden": "none"}, train={"weights": {"cos": 0.0}})
+    with pytest.raises(ConfigError, match=r"train.kd_source is 'hidden'; allowed: top_k, as cache.hidden is none"):
+        load_config(values)
+
+
+def test_a_temperature_that_is_not_declared_is_refused_for_top_k_and_fine_through_the_head():
+    load_config(tiny_params(train={"temperature": 3.0}))
+    with pytest.raises(ConfigError, match=r"train.temperature is 3.0; allowed: one of cache.temperatures \(1.0, 2.0\)"):
+        load_config(tiny_params(train={"temperature": 3.0, "kd_source": "top_k"}))
+
+
+def test_a_cosine_loss_between_different_widths_is_refused():
+    students = {"half": {"initialise": "random", "layer_map": None, "hidden_size": 16}}
+    with pytest.raises(ConfigError, match=r"students.half.hidden_size is 16; allowed: 32 \(the teacher's\)"):
+        load_config(tiny_params(students=students))
+
+
+def test_a_hub_id_without_a_pinned_revision_is_refused():
+    with pytest.raises(ConfigError, match=r"load.revision is null; allowed: a commit or tag"):
+        load_config(tiny_params(teacher={"source": "load", "load": {"hub_id": "bert-base-uncased"}}))
+
+
+def spec(**overrides):
+    return cache_spec(load_config(tiny_params(**overrides)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cache": {"top_k": 8}},
+        {"cache": {"temperatures": [4.0]}},
+        {"cache": {"preset": "lossless"}},
+        {"cache": {"precision": "bfloat16"}},
+        {"masking": {"seed": 1}},
+        {"tokenize": {"min_sequence_tokens": 5}},
+        {"teacher": {"train": {"seed": 3}}},
+        {"corpus": {"seed": 3}},
+    ],
+)
+def test_what_changes_the_targets_changes_the_spec(change):
+    assert spec(**change) != spec()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cache": {"batch_tokens": 99}},
+        {"machine": {"threads": 2}},
+        {"train": {"temperature": 4.0}},
+        {"corpus": {"files": {"paths": ["elsewhere"]}}},
+        {"evaluate": {"batch_size": 3}},
+    ],
+)
+def test_speed_paths_and_training_are_not_part_of_the_spec(change):
+    assert spec(**change) == spec()
+
+
+def test_a_preset_is_only_a_name_for_its_values():
+    assert spec(cache={"preset": "balanced"}) == spec(cache={"preset": "exact", "hidden": "int8", "logits": "grid"})
+
+
+def test_a_config_cannot_be_changed():
+    config: Config = load_config(tiny_params())
+    with pytest.raises(AttributeError):
+        config.train.seed = 3

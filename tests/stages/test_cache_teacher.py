@@ -1,0 +1,208 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages import cache_teacher, init_student
+from stages.config import ConfigError
+from stages.context import Context
+from stages.errors import InputError, Interrupted
+from storage import CacheReader, CacheWork, InvalidTargetsError, LockedError
+from tests.stages.tiny_models import tiny_bert
+
+RUN_STAGE = """
+import sys, yaml
+from pathlib import Path
+from stages import cache_teacher
+from stages.config import load_config
+from stages.context import Artefacts, Context
+folder = Path(sys.argv[1])
+config = load_config(yaml.safe_load((folder / "params.yaml").read_text()))
+cache_teacher.run(config, Context(artefacts=Artefacts(project=folder)))
+"""
+
+
+def digest(project):
+    return CacheReader(project.artefacts.cache).root_digest
+
+
+def published(project):
+    return sorted(path.name for path in project.artefacts.cache_work.glob("*/manifest/*.json"))
+
+
+def test_a_second_run_finds_the_cache_whole_and_changes_nothing(make_project):
+    project = make_project()
+    project.run(cache_teacher)
+    before = digest(project), project.artefacts.cache_run.read_text()
+    project.run(cache_teacher)
+    assert (digest(project), project.artefacts.cache_run.read_text()) == before
+
+
+def test_two_runs_in_two_folders_give_the_same_bytes(make_project):
+    one, other = make_project(), make_project()
+    one.run(cache_teacher)
+    other.run(cache_teacher)
+    assert digest(one) == digest(other)
+
+
+def test_a_stopped_run_keeps_its_shards_and_resumes_to_the_same_root_digest(make_project):
+    expected = make_project()
+    expected.run(cache_teacher)
+    project = make_project()
+    asked = iter([False] * 3 + [True] * 99)
+    with pytest.raises(Interrupted, match="every finished shard"):
+        project.run(cache_teacher, context=Context(artefacts=project.artefacts, should_stop=lambda: next(asked)))
+    assert len(published(project)) == 3
+    assert not project.artefacts.cache.exists()
+    project.run(cache_teacher)
+    assert digest(project) == digest(expected)
+    assert (
+        json.loads(project.artefacts.cache_run.read_text())["shards_computed"]
+        == len(CacheReader(project.artefacts.cache).description.shard_ids()) - 3
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_root_digest(make_project):
+    expected = make_project(cache={"shard_tokens": 64})
+    expected.run(cache_teacher)
+    project = make_project(cache={"shard_tokens": 64})
+    command = [sys.executable, "-c", RUN_STAGE, str(project.folder)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(published(project)) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not project.artefacts.cache.exists()
+    project.run(cache_teacher)
+    assert digest(project) == digest(expected)
+
+
+def test_a_damaged_cache_is_made_whole_by_computing_the_bad_shard_only(make_project):
+    project = make_project()
+    project.run(cache_teacher)
+    before = digest(project)
+    bad = next((project.artefacts.cache / "shards").glob("train-*/hidden/c/0/0/0"))
+    bad.write_bytes(bad.read_bytes()[:-3])
+    project.run(cache_teacher)
+    assert digest(project) == before
+    assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 1
+
+
+def test_a_changed_parameter_makes_another_cache_and_keeps_the_old_one_aside(make_project):
+    project = make_project()
+    project.run(cache_teacher)
+    first = digest(project)
+    project.set(cache={"top_k": 8})
+    project.run(cache_teacher)
+    assert digest(project) != first
+    project.set()
+    project.run(cache_teacher)
+    assert digest(project) == first
+
+
+def test_how_fast_it_is_computed_is_not_part_of_what_it_is(make_project):
+    one, other = make_project(), make_project(cache={"batch_tokens": 64})
+    one.run(cache_teacher)
+    other.run(cache_teacher)
+    assert (
+        CacheReader(one.artefacts.cache).description.fingerprint
+        == CacheReader(other.artefacts.cache).description.fingerprint
+    )
+
+
+def test_masked_positions_hold_the_rows_of_all_positions_at_the_masked_tokens(make_project):
+    everywhere, masked = make_project(), make_project(cache={"positions": "masked"})
+    for project in (everywhere, masked):
+        project.run(cache_teacher)
+    wide, narrow = CacheReader(everywhere.artefacts.cache), CacheReader(masked.artefacts.cache)
+    shard = wide.shards("train")[0]
+    full, part = wide.load(shard), narrow.load(shard)
+    np.testing.assert_array_equal(part.row_token, np.flatnonzero(full.masked))
+    np.testing.assert_array_equal(part.top_ids[:, 0], full.top_ids[full.masked == 1, 0])
+    assert narrow.description.splits["test"].layout.positions == "all"
+
+
+def test_variants_mask_the_same_sequences_differently(make_project):
+    project = make_project(masking={"variants": 2})
+    project.run(cache_teacher)
+    reader = CacheReader(project.artefacts.cache)
+    one, two = (reader.load(reader.shards("train", variant)[0]) for variant in (0, 1))
+    np.testing.assert_array_equal(one.original_ids, two.original_ids)
+    assert not np.array_equal(one.masked, two.masked)
+    assert len(reader.shards("test", 0)) > 0
+
+
+def test_a_second_coordinator_is_kept_out(make_project):
+    project = make_project()
+    project.run(cache_teacher)
+    description = CacheReader(project.artefacts.cache).description
+    shutil.rmtree(project.artefacts.cache)
+    with CacheWork.open(project.artefacts.cache_work, description), pytest.raises(LockedError):
+        project.run(cache_teacher)
+
+
+def test_a_teacher_that_gives_nan_stops_naming_shard_and_sequence_and_publishes_nothing(make_project):
+    project = make_project()
+    weights = project.artefacts.teacher / "model.safetensors"
+    tensors = load_file(weights)
+    name = "bert.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name].clone()
+    tensors[name][17] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(InvalidTargetsError, match=r"shard train-v0-\d{6} .* at sequence \d+, position \d+"):
+        project.run(cache_teacher)
+    assert not project.artefacts.cache.exists()
+
+
+def test_more_logits_than_the_teachers_vocabulary_are_refused(make_project):
+    project = make_project(teacher={"source": "load", "load": {"path": "elsewhere"}}, cache={"top_k": 400})
+    with pytest.raises(ConfigError, match=r"cache.top_k is 400; allowed: at most the teacher's vocabulary \(\d+\)"):
+        project.run(cache_teacher)
+
+
+def test_a_teacher_with_a_smaller_vocabulary_than_the_tokenizer_is_refused(make_project):
+    project = make_project()
+    tiny_bert(vocabulary=50, hidden=32, layers=2, positions=16).save_pretrained(project.artefacts.teacher)
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ entries and the teacher's vocabulary 50"):
+        project.run(cache_teacher)
+
+
+def test_sequences_longer_than_the_teachers_positions_are_refused(make_project):
+    project = make_project()
+    tiny_bert(vocabulary=200, hidden=32, layers=2, positions=12).save_pretrained(project.artefacts.teacher)
+    with pytest.raises(
+        InputError, match=r"the longest sequence in data/tokens has 16 tokens and the teacher 12 positions"
+    ):
+        project.run(cache_teacher)
+
+
+def test_more_sequences_than_there_are_is_refused(make_project):
+    project = make_project(cache={"sequences": {"train": 10**6}})
+    with pytest.raises(
+        ConfigError, match=r"cache.sequences.train is 1000000; allowed: null or at most the \d+ sequences"
+    ):
+        project.run(cache_teacher)
+
+
+def test_a_missing_teacher_names_the_command(make_project):
+    project = make_project()
+    shutil.rmtree(project.artefacts.teacher)
+    with pytest.raises(InputError, match="pipeline teacher"):
+        project.run(cache_teacher)
+
+
+def test_a_teacher_without_its_masked_lm_head_is_refused(make_project):
+    project = make_project()
+    tiny_bert(vocabulary=200, hidden=32, layers=2, positions=16).bert.save_pretrained(project.artefacts.teacher)
+    with pytest.raises(InputError, match=r"lack \d+ tensors of BertForMaskedLM"):
+        project.run(init_student, "half")

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from stages.config import StudentConfig
+from stages.errors import InputError
+from stages.heads import Head
+from stages.models import encoder_hidden
+from stages.students import build_student
+from tests.stages.tiny_models import tiny_bert
+
+
+def distilbert():
+    config = StudentConfig(architecture="distilbert", initialise="random", layers=1, dropout=0.0, seed=0)
+    return build_student(config, "x", tiny_bert().config.to_dict())
+
+
+@pytest.mark.parametrize("build", [tiny_bert, distilbert, lambda: tiny_bert(hidden_act="gelu_new")])
+def test_the_head_alone_gives_the_logits_of_the_whole_model(build):
+    model = build()
+    ids = torch.randint(60, (2, 9))
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        logits = Head.of(model).logits(encoder_hidden(model, ids, mask))
+        torch.testing.assert_close(logits, model(input_ids=ids, attention_mask=mask).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.0), (torch.float16, 2e-2)])
+def test_a_head_that_was_stored_computes_what_the_model_computes(tmp_path, dtype, tolerance):
+    head = Head.of(tiny_bert())
+    for name, data in head.files(dtype).items():
+        (tmp_path / name).write_bytes(data)
+    hidden = torch.randn(5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            Head.load(tmp_path).logits(hidden), head.logits(hidden), rtol=tolerance, atol=tolerance
+        )
+
+
+def test_storing_a_head_twice_gives_the_same_bytes():
+    assert Head.of(tiny_bert()).files(torch.float16) == Head.of(tiny_bert()).files(torch.float16)
+
+
+def test_features_and_projection_make_the_logits():
+    head = Head.of(tiny_bert())
+    weight, bias = head.projection
+    hidden = torch.randn(3, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(head.features(hidden) @ weight.T + bias, head.logits(hidden))
+    assert (head.vocabulary_size, head.hidden_size) == (60, 16)
+
+
+def test_a_model_with_an_unknown_head_is_refused():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="'gpt2' are not supported yet; expected bert or distilbert"):
+        Head.of(model)
+
+
+def test_an_unknown_step_in_a_stored_head_is_refused():
+    with pytest.raises(InputError, match="the step 'fourier'"):
+        Head(({"op": "fourier"},), {}).logits(torch.zeros(1, 2))

@@ -1,0 +1,276 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, pipeline
+
+from stages import cache_teacher, evaluate, init_student, train_student
+from stages.config import ConfigError
+from stages.context import Context
+from stages.distiller import latest_checkpoint
+from stages.errors import InputError, Interrupted, StageError
+from stages.models import load_tokenizer
+from storage import CorruptError, MismatchError
+
+RUN_STAGE = """
+import sys, yaml
+from pathlib import Path
+from stages import train_student
+from stages.config import load_config
+from stages.context import Artefacts, Context
+folder = Path(sys.argv[1])
+config = load_config(yaml.safe_load((folder / "params.yaml").read_text()))
+train_student.run(config, Context(artefacts=Artefacts(project=folder)))
+"""
+
+
+@pytest.fixture
+def ready(make_project):
+    """`ready(train={...})`: a project with cache and initial student."""
+
+    def make(**overrides):
+        project = make_project(**overrides)
+        project.run(cache_teacher)
+        for name in project.config.students:
+            project.run(init_student, name)
+        return project
+
+    return make
+
+
+def weights(project):
+    return load_file(project.artefacts.student / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def stop_after(project, steps):
+    """A context that asks to stop once so many optimizer steps are done."""
+    done = 0
+
+    class Count:
+        def __getattr__(self, name):
+            def report(*amount, **figures):
+                nonlocal done
+                if name == "advance" and amount and amount[0] == 1:
+                    done += 1
+
+            return report
+
+    return Context(artefacts=project.artefacts, progress=Count(), should_stop=lambda: done >= steps)
+
+
+def test_the_student_comes_out_the_same_without_teacher_and_corpus(ready):
+    project = ready()
+    project.run(train_student)
+    project.run(evaluate)
+    before, figures = weights(project), (project.artefacts.runs / "evaluation.json").read_text()
+    for gone in (project.artefacts.teacher, project.artefacts.documents, project.artefacts.tokens):
+        shutil.rmtree(gone)
+    for again in (project.artefacts.student, project.artefacts.checkpoints, project.artefacts.runs):
+        shutil.rmtree(again)
+    project.run(train_student)
+    project.run(evaluate)
+    assert_same_weights(weights(project), before)
+    assert (project.artefacts.runs / "evaluation.json").read_text() == figures
+
+
+def test_the_student_is_an_ordinary_hugging_face_folder_with_its_tokenizer(ready):
+    project = ready()
+    project.run(train_student)
+    folder = project.artefacts.student
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    assert type(model).__name__ == "DistilBertForMaskedLM"
+    found = pipeline("fill-mask", model=model, tokenizer=tokenizer)(f"the {tokenizer.mask_token} reads a shard")
+    assert len(found) == 5
+    assert not [path for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pkl"}]
+
+
+@pytest.mark.parametrize("kd_source", ["hidden", "top_k"])
+def test_training_brings_the_student_nearer_to_the_teacher(ready, kd_source):
+    project = ready(train={"steps": 60, "kd_source": kd_source, "learning_rate": 0.003})
+    project.artefacts.student.parent.mkdir(exist_ok=True)
+    shutil.copytree(project.artefacts.student_init("half"), project.artefacts.student)
+    project.run(evaluate)
+    before = json.loads((project.artefacts.runs / "evaluation.json").read_text())
+    project.run(train_student)
+    project.run(evaluate)
+    after = json.loads((project.artefacts.runs / "evaluation.json").read_text())
+    assert after["kl_all"] < 0.8 * before["kl_all"]
+    assert after["hidden_cosine"] > before["hidden_cosine"]
+
+
+def test_accumulated_micro_batches_give_the_student_of_one_large_batch(ready):
+    project = ready()
+    project.run(train_student)
+    whole = weights(project)
+    project.set(train={"micro_batch_size": 2})
+    project.run(train_student)
+    for name, tensor in weights(project).items():
+        torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_curve_holds_every_part_of_the_loss(ready):
+    project = ready()
+    project.run(train_student)
+    rows = list(csv.DictReader((project.artefacts.runs / "train.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8]
+    assert all(float(row[name]) > 0 for row in rows for name in ("kd", "mlm", "cos"))
+    first = rows[0]
+    total = 5 * 2.0**2 * float(first["kd"]) + 2 * float(first["mlm"]) + float(first["cos"])
+    assert float(first["loss"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_a_stopped_run_resumes_to_the_weights_and_the_log_of_an_uninterrupted_one(ready):
+    project = ready(train={"weights": {"kd": 5.0, "mlm": 2.0, "cos": 1.0}}, students={"half": {"dropout": 0.1}})
+    project.run(train_student)
+    expected, log = weights(project), (project.artefacts.runs / "train.csv").read_text()
+    shutil.rmtree(project.artefacts.checkpoints)
+    shutil.rmtree(project.artefacts.student)
+    with pytest.raises(Interrupted, match="at step 4 of 8; the checkpoint is in"):
+        project.run(train_student, context=stop_after(project, 4))
+    assert not project.artefacts.student.exists()
+    project.run(train_student)
+    assert_same_weights(weights(project), expected)
+    assert (project.artefacts.runs / "train.csv").read_text() == log
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(ready):
+    project = ready(train={"steps": 40, "checkpoint_steps": 5})
+    command = [sys.executable, "-c", RUN_STAGE, str(project.folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    expected = weights(project)
+    shutil.rmtree(project.artefacts.checkpoints)
+    shutil.rmtree(project.artefacts.student)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(project.artefacts.checkpoints.glob("*/checkpoint-*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not project.artefacts.student.exists()
+    assert latest_checkpoint(next(project.artefacts.checkpoints.iterdir())) is not None
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert_same_weights(weights(project), expected)
+
+
+def test_a_run_killed_before_its_publication_publishes_without_training_again(ready):
+    project = ready()
+    project.run(train_student)
+    expected = weights(project)
+    shutil.rmtree(project.artefacts.student)
+    project.run(train_student)
+    assert_same_weights(weights(project), expected)
+
+
+def test_a_draft_checkpoint_of_a_killed_process_is_not_taken_for_one(ready):
+    project = ready()
+    project.run(train_student)
+    run = next(project.artefacts.checkpoints.iterdir())
+    newest = latest_checkpoint(run)
+    (run / ".tmp-draft" / "checkpoint-99").mkdir(parents=True)
+    (run / "checkpoint-99").mkdir()
+    assert latest_checkpoint(run) == newest
+
+
+def test_other_parameters_do_not_resume_another_runs_checkpoints(ready):
+    project = ready()
+    project.run(train_student)
+    project.set(train={"temperature": 4.0})
+    project.run(train_student)
+    assert len(list(project.artefacts.checkpoints.iterdir())) == 2
+
+
+def test_frozen_positions_stay_as_they_were_initialised(ready):
+    project = ready(train={"freeze_position_embeddings": True})
+    project.run(train_student)
+    name = "distilbert.embeddings.position_embeddings.weight"
+    initial = load_file(project.artefacts.student_init("half") / "model.safetensors")
+    assert torch.equal(weights(project)[name], initial[name])
+
+
+def test_a_cache_made_with_other_parameters_is_refused_with_the_fields_that_differ(ready):
+    project = ready()
+    project.set(masking={"probability": 0.2}, cache={"top_k": 8})
+    with pytest.raises(MismatchError, match=r"masking.probability: 0.2 .* 0.3") as caught:
+        project.run(train_student)
+    assert "cache.top_k" in str(caught.value)
+    assert "dvc repro cache-teacher" in str(caught.value)
+    assert len(caught.value.fields) == 2
+
+
+def test_a_cache_of_another_teacher_than_the_one_here_is_refused(ready):
+    project = ready()
+    config = project.artefacts.teacher / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(MismatchError, match="made from other files"):
+        project.run(train_student)
+
+
+def test_missing_initial_weights_name_the_command_and_the_place(ready):
+    project = ready()
+    shutil.rmtree(project.artefacts.student_init("half"))
+    with pytest.raises(InputError, match=r"run: pipeline init-student half where the teacher is"):
+        project.run(train_student)
+
+
+def test_initial_weights_of_another_shape_are_refused(ready):
+    project = ready()
+    project.set(students={"half": {"layer_map": [1]}})
+    with pytest.raises(InputError, match=r"students.half.layer_map"):
+        project.run(train_student)
+
+
+def test_a_random_student_can_be_initialised_and_trained_where_there_is_no_teacher(ready):
+    students = {"half": {"initialise": "random", "layer_map": None, "hidden_size": 16}}
+    project = ready(students=students, train={"weights": {"cos": 0.0}})
+    for gone in (project.artefacts.teacher, project.artefacts.tokens, project.artefacts.student_init("half")):
+        shutil.rmtree(gone)
+    project.run(init_student, "half")
+    project.run(train_student)
+    project.run(evaluate)
+    assert "hidden_cosine" not in json.loads((project.artefacts.runs / "evaluation.json").read_text())
+
+
+def test_a_narrower_student_with_a_cosine_loss_is_refused(ready):
+    students = {"half": {"initialise": "random", "layer_map": None, "hidden_size": 16}}
+    project = ready(students=students, train={"weights": {"cos": 0.0}})
+    with pytest.raises(ConfigError, match=r"students.half.hidden_size is 16; allowed: 32"):
+        project.set(students=students)
+
+
+def test_a_damaged_shard_stops_the_training_with_its_name(ready):
+    project = ready()
+    shard = next((project.artefacts.cache / "shards").glob("train-*"))
+    data = next(path for path in shard.glob("hidden/c/**/*") if path.is_file())
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(CorruptError, match=shard.name.removesuffix(".zarr")):
+        project.run(train_student)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(ready):
+    project = ready(train={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 1e30})
+    with pytest.raises(StageError, match=r"the loss is .* lower train.learning_rate"):
+        project.run(train_student)
+    assert not project.artefacts.student.exists()
+
+
+def test_a_batch_that_processes_do_not_share_evenly_is_refused(ready):
+    project = ready()
+    with pytest.raises(ConfigError, match=r"a multiple of train.micro_batch_size x processes = 8 x 3"):
+        project.run(train_student, context=Context(artefacts=project.artefacts, world_size=3))

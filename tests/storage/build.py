@@ -1,0 +1,136 @@
+"""A small random cache that obeys FORMAT.md, for tests: the targets come from random logits over a small vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage import CacheDescription, CacheWork, Layout, ShardId, ShardTargets, Split, SplitDescription
+
+VOCABULARY_SIZE = 50
+HIDDEN_SIZE = 24
+TEMPERATURES = (1.0, 2.0)
+
+LOSSLESS = Layout(positions="all", hidden="float32", hidden_layers=(2,), logits="float32", top_k=VOCABULARY_SIZE)
+EXACT = Layout(positions="all", hidden="float16", hidden_layers=(2,), logits="float16", top_k=16)
+BALANCED = Layout(positions="all", hidden="int8", hidden_layers=(2,), logits="grid", top_k=8, hidden_group=16)
+MASKED = Layout(positions="masked", hidden="int8", hidden_layers=(0, 2), logits="grid", top_k=8, hidden_group=16)
+LOGITS_ONLY = Layout(positions="masked", hidden="none", hidden_layers=(), logits="float16", top_k=4)
+HIDDEN_ONLY = Layout(positions="all", hidden="float16", hidden_layers=(1, 2), logits="none", top_k=0)
+LAYOUTS = {
+    "lossless": LOSSLESS,
+    "exact": EXACT,
+    "balanced": BALANCED,
+    "masked": MASKED,
+    "logits_only": LOGITS_ONLY,
+    "hidden_only": HIDDEN_ONLY,
+}
+
+
+def sequence_lengths(description: CacheDescription, shard: ShardId) -> np.ndarray:
+    """The lengths of the shard's sequences: a pure function of the sequence ids."""
+    start, count = description.span(shard)
+    return 2 + (7 * np.arange(start, start + count)) % 11
+
+
+def make_description(
+    train: Layout = BALANCED, *, variants: int = 1, shards: int = 3, sequences_per_shard: int = 5, **spec: Any
+) -> CacheDescription:
+    """A description with a train split of this layout and an `exact` (or `lossless`) validation split of one shard."""
+
+    def split(layout: Layout, variants: int, shards: int) -> SplitDescription:
+        sequences = shards * sequences_per_shard
+        return SplitDescription(
+            layout=layout,
+            variants=variants,
+            sequences=sequences,
+            tokens=int((2 + (7 * np.arange(sequences)) % 11).sum()),
+            shards=tuple((number * sequences_per_shard, sequences_per_shard) for number in range(shards)),
+        )
+
+    splits: dict[Split, SplitDescription] = {
+        "train": split(train, variants, shards),
+        "validation": split(LOSSLESS if train == LOSSLESS else EXACT, 1, 1),
+    }
+    return CacheDescription(
+        spec={"cache": {"top_k": train.top_k, **spec}},
+        content={"tokens": "0" * 64},
+        temperatures=TEMPERATURES,
+        vocabulary_size=VOCABULARY_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        special_tokens={"pad": 0, "mask": 1, "unknown": None},
+        teacher_config={"model_type": "bert"},
+        splits=splits,
+    )
+
+
+def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
+    """Targets of one shard from random logits: a pure function of the shard's name."""
+    layout = description.splits[shard.split].layout
+    generator = np.random.default_rng([*str(shard).encode()])
+    offsets = np.concatenate([[0], np.cumsum(sequence_lengths(description, shard))]).astype(np.uint32)
+    tokens = int(offsets[-1])
+    original_ids = generator.integers(2, description.vocabulary_size, tokens)
+    masked = (generator.random(tokens) < 0.4).astype(np.uint8)
+    row_token = None if layout.positions == "all" else np.flatnonzero(masked).astype(np.uint32)
+    rows = tokens if row_token is None else len(row_token)
+    logits = (4 * generator.standard_normal((rows, description.vocabulary_size))).astype(np.float32)
+    top_ids = np.argsort(-logits, axis=1, kind="stable")[:, : layout.top_k]
+    cached = layout.logits != "none"
+    hidden_shape = (rows, len(layout.hidden_layers), description.hidden_size)
+    return ShardTargets(
+        sequence_offsets=offsets,
+        original_ids=original_ids,
+        input_ids=np.where(masked == 1, 1, original_ids),
+        masked=masked,
+        row_token=row_token,
+        stat=make_stat(logits, description.temperatures),
+        top_ids=top_ids if cached else None,
+        top_logits=np.take_along_axis(logits, top_ids, axis=1) if cached else None,
+        hidden=generator.standard_normal(hidden_shape).astype(np.float32) if layout.hidden != "none" else None,
+    )
+
+
+def make_stat(logits: np.ndarray, temperatures: tuple[float, ...]) -> np.ndarray:
+    """`stat` f4 (R, 1 + 2 D) of dense logits f4 (R, V), by its definition in FORMAT.md."""
+    columns = [logits.max(axis=1).astype(np.float64)]
+    for temperature in temperatures:
+        scaled = logits.astype(np.float64) / temperature
+        logsumexp = np.log(np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1)) + scaled.max(axis=1)
+        log_p = scaled - logsumexp[:, None]
+        columns += [logsumexp, -(np.exp(log_p) * log_p).sum(axis=1)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def add_files(work: CacheWork, scratch: Path) -> None:
+    """The files beside the shards: a head and a tokenizer in name only."""
+    tokenizer = scratch / "tokenizer-source"
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    (tokenizer / "vocab.txt").write_text("[PAD]\n[MASK]\n")
+    work.add_folder("tokenizer", tokenizer)
+    work.add_file("head.json", b"{}\n")
+    work.add_file("head.safetensors", b"tensors")
+
+
+def publish(work: CacheWork, shard: ShardId) -> int:
+    """Publish the shard's random targets."""
+    return work.publish(
+        shard, make_targets(work.description, shard), {"device": "cpu"}, {"retained_mass": {"1.0": 0.9}}
+    )
+
+
+def fill(work: CacheWork, scratch: Path) -> None:
+    """Add everything that the work folder misses."""
+    add_files(work, scratch)
+    for shard in work.missing():
+        publish(work, shard)
+
+
+def build_cache(folder: Path, description: CacheDescription | None = None) -> Path:
+    """A finished cache at `folder / "current"`, made in `folder / "work"`; the path of the cache."""
+    with CacheWork.open(folder / "work", description or make_description()) as work:
+        fill(work, folder)
+        work.finish(folder / "current")
+    return folder / "current"

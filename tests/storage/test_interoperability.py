@@ -1,0 +1,69 @@
+"""A cache is readable by any Zarr v3 implementation, by FORMAT.md alone."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from storage import CacheReader
+from storage.arrays import array_table
+from tests.storage.build import LAYOUTS
+
+
+def read_with_tensorstore(folder):
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}}
+    return tensorstore.open(spec, open=True, read=True).result().read().result()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tensorstore_zarr_and_our_reader_read_the_same(caches, name):
+    reader = CacheReader(caches(name))
+    for shard in reader.description.shard_ids():
+        folder = reader.folder / "shards" / f"{shard}.zarr"
+        group = zarr.open_group(folder, mode="r")
+        arrays = reader.load(shard)
+        ours = {**vars(arrays), **arrays.logits, **arrays.hidden}
+        for spec in array_table(reader.description, reader.description.splits[shard.split].layout):
+            found = read_with_tensorstore(folder / spec.name)
+            assert found.dtype == ours[spec.name].dtype == spec.dtype
+            np.testing.assert_array_equal(found, ours[spec.name], err_msg=spec.name)
+            np.testing.assert_array_equal(group[spec.name][...], ours[spec.name], err_msg=spec.name)
+
+
+def test_arrays_are_sharded_with_the_codecs_and_fill_values_of_the_format_document(caches):
+    folder = caches("masked") / "shards" / "train-v0-000000.zarr"
+    expected = {
+        "sequence_offsets": ("uint32", "zstd", 4294967295),
+        "original_ids": ("uint16", "zstd", 65535),
+        "input_ids": ("uint16", "zstd", 65535),
+        "masked": ("uint8", "zstd", 255),
+        "row_token": ("uint32", "zstd", 4294967295),
+        "stat": ("float32", "blosc", "NaN"),
+        "top_ids": ("uint16", "blosc", 65535),
+        "top_gap": ("uint8", "zstd", 255),
+        "hidden": ("int8", "zstd", -128),
+        "hidden_scale": ("float16", "blosc", "NaN"),
+    }
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == set(expected)
+    for name, (dtype, compressor, fill_value) in expected.items():
+        metadata = json.loads((folder / name / "zarr.json").read_bytes())
+        (sharding,) = metadata["codecs"]
+        inner = sharding["configuration"]
+        assert sharding["name"] == "sharding_indexed"
+        assert [codec["name"] for codec in inner["codecs"]] == ["bytes", compressor, "crc32c"]
+        assert [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
+        assert (metadata["data_type"], metadata["fill_value"]) == (dtype, fill_value)
+        if compressor == "blosc":
+            settings = inner["codecs"][1]["configuration"]
+            assert (settings["cname"], settings["clevel"], settings["shuffle"]) == ("zstd", 1, "shuffle")
+            assert settings["typesize"] == np.dtype(dtype).itemsize
+
+
+def test_json_files_are_canonical_and_end_with_a_newline(caches):
+    folder = caches("masked")
+    for path in [folder / "cache.json", folder / "manifest.json", *(folder / "manifest").iterdir()]:
+        value = json.loads(path.read_bytes())
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+        assert path.read_text(encoding="utf-8") == text
