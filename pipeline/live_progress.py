@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from pipeline.progress import LineReporter, show
 from stages.context import Figure
+
+WIDTH_FOR_FIGURES = 100
+"""Columns of a terminal below which figures (loss and the like) would squeeze the counts out of the line."""
 
 
 class LiveReporter(LineReporter):
@@ -20,22 +22,16 @@ class LiveReporter(LineReporter):
         console = console or Console(stderr=True, highlight=False)
         super().__init__(stage, write=lambda line: console.print(Text(line)))
         self._row: TaskID | None = None
-        self._bar = Progress(
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("{task.fields[amount]}", markup=False),
-            TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-            console=console,
-            transient=True,
-            redirect_stdout=False,  # the summary belongs there
-            refresh_per_second=5,
-        )
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
+        ]
+        if console.width >= WIDTH_FOR_FIGURES:
+            columns.append(TextColumn("{task.fields[figures]}", markup=False))
+        # The summary belongs on stdout, which rich would otherwise redirect.
+        self._bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, refresh_per_second=5)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -47,6 +43,7 @@ class LiveReporter(LineReporter):
         """Start a task; the one before is over."""
         super().begin(task, total, unit)
         self._row = self._bar.add_task(f"{self._stage}: {task}", total=total, amount="", figures="")
+        self._bar.start()
 
     def advance(self, amount: int = 1, **figures: Figure) -> None:
         """Count; the line is redrawn at its next refresh."""
@@ -63,6 +60,7 @@ class LiveReporter(LineReporter):
 
     def _finish(self) -> None:
         if self._row is not None:
+            self._bar.stop()  # takes the live line away, so that what follows starts on a line of its own
             self._bar.remove_task(self._row)
             self._row = None
         super()._finish()

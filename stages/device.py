@@ -40,7 +40,8 @@ def set_up(device: str, threads: int | None) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cpu":
-        torch.use_deterministic_algorithms(True)
+        # The same as use_deterministic_algorithms(True), which also imports torch's compiler: three seconds per command.
+        torch.set_deterministic_debug_mode("error")
         # That mode also fills every new buffer to expose reads of unset memory: a debugging aid, and slow.
         # torch defines the setting on a module class, which mypy cannot see.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from stages.errors import InputError
 from stages.models import count_parameters, load_masked_lm, load_model_config, load_tokenizer, require_model
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
-from stages.students import build_student, copy_teacher, layer_map
+from stages.students import INPUTS, build_student, copy_teacher, layer_map
 from storage import CacheReader
 
 
@@ -25,7 +25,6 @@ def run(config: Config, context: Context, name: str) -> None:
         raise ConfigError(f"student {name!r} is not in students; {suggest(name, config.students)}")
     student = config.students[name]
     artefacts = context.artefacts
-    context.progress.begin(f"initialise {name}", None, "tensors")
     if student.initialise == "teacher":
         require_model(artefacts.teacher, "the teacher", "pipeline teacher")
         teacher = load_masked_lm(artefacts.teacher)
@@ -33,12 +32,12 @@ def run(config: Config, context: Context, name: str) -> None:
         model = build_student(student, name, teacher_config)
         blocks = layer_map(student, name, teacher_config["num_hidden_layers"])
         copy_teacher(model, teacher, blocks)
-        tokenizer = load_tokenizer(artefacts.teacher)
+        tokenizer = load_tokenizer(artefacts.teacher, inputs=INPUTS)
         origin = f"teacher blocks {', '.join(map(str, blocks))}"
     else:
         teacher_config, tokenizer_folder = _without_weights(context, name)
         model = build_student(student, name, teacher_config)
-        tokenizer = load_tokenizer(tokenizer_folder)
+        tokenizer = load_tokenizer(tokenizer_folder, inputs=INPUTS)
         origin = f"random, seed {student.seed}"
     if model.config.max_position_embeddings < config.tokenize.sequence_tokens:
         raise refuse(

@@ -52,12 +52,21 @@ def require_model(folder: Path, what: str, command: str) -> None:
         raise InputError(f"{folder} is missing or holds no model: {what}; run: {command}")
 
 
-def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a local folder or a hub id. Raises `InputError` where there is none."""
+def load_tokenizer(
+    name: str | Path, *, revision: str | None = None, inputs: list[str] | None = None
+) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a local folder or a hub id; `inputs` names what it prepares for a model, if not its default.
+
+    Raises `InputError` where there is none.
+    """
+    settings: dict[str, Any] = {} if inputs is None else {"model_input_names": inputs}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no tokenizer could be loaded from {name}: {_first_line(error)}") from error
+    # Where it was loaded from would make the files of one and the same tokenizer differ between machines.
+    for key in ("is_local", "local_files_only", "name_or_path"):
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
 
 

@@ -29,6 +29,9 @@ _BLOCK = {
 }
 """Modules of a BERT block and where they go in a DistilBERT block."""
 
+INPUTS = ["input_ids", "attention_mask"]
+"""What a student's tokenizer prepares: a BERT tokenizer would add token types, which DistilBERT refuses."""
+
 _HEAD = {
     "cls.predictions.transform.dense": "vocab_transform",
     "cls.predictions.transform.LayerNorm": "vocab_layer_norm",

@@ -68,9 +68,6 @@ def load_for_masking(config: SourceConfig, project: Path) -> PreTrainedTokenizer
             raise InputError(
                 f"the tokenizer {name} has no {role} token; expected one for masked language modelling (BERT's, say)"
             )
-    # Where it was loaded from would make the files of one and the same tokenizer differ between machines.
-    for key in ("is_local", "local_files_only", "name_or_path"):
-        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
 
 
@@ -96,9 +93,13 @@ def _bert_tokenizer(model: models.WordPiece, normalizer: normalizers.Normalizer)
 
 def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, config: TrainTokenizerConfig) -> list[str]:
     """The characters that may occur in tokens, sorted: frequent enough, and few enough to leave room for words."""
-    counts: Counter[str] = Counter()
+    written: Counter[str] = Counter()
     for text in texts:
-        counts.update(normalizer.normalize_str(text))
+        written.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in written.items():  # BERT's normalizer works character by character
+        for normal in normalizer.normalize_str(character):
+            counts[normal] += count
     frequent = sorted(
         (character for character, count in counts.items() if count >= config.min_frequency and not character.isspace()),
         key=lambda character: (-counts[character], character),

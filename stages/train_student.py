@@ -34,6 +34,7 @@ from stages.models import count_parameters, load_masked_lm, load_tokenizer, weig
 from stages.outputs import whole_folder, write_json, write_text
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore
+from stages.students import INPUTS
 from storage import CacheReader, MismatchError, canonical_json, differing_fields
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _publish(
     artefacts = context.artefacts
     with whole_folder(artefacts.student) as folder:
         student.save_pretrained(folder)
-        load_tokenizer(reader.folder / "tokenizer").save_pretrained(folder)
+        load_tokenizer(reader.folder / "tokenizer", inputs=INPUTS).save_pretrained(folder)
         write_resolved(folder, config, "train", f"students.{config.train.student}")
     steps = [entry for entry in history if "loss" in entry]
     text = io.StringIO()

@@ -19,7 +19,8 @@ import click
 import pytest
 
 from pipeline.cli import cli
-from tests.tiny import ROOT, init_repository, run, write_project
+from tests.pipeline.repository import Repository
+from tests.tiny import ROOT
 
 README = ROOT / "README.md"
 DOCUMENTS = [
@@ -112,9 +113,9 @@ def test_what_is_run_follows_the_rules():
 
 @pytest.mark.skipif(not README.is_file(), reason="there is no README.md")
 def test_the_commands_of_the_readme_run_in_a_tiny_project(tmp_path):
-    project = write_project(tmp_path / "project")
-    init_repository(project, remote=tmp_path / "remote")
+    repository = Repository.create(tmp_path / "project")
+    repository.dvc("remote", "add", "--default", "shared", str(tmp_path / "remote"))
     commands = commands_to_run(README.read_text(encoding="utf-8"))
     assert commands, "README.md shows no command that this test can run"
     for command in commands:
-        run(project, *shlex.split(command, comments=True))
+        repository.run(*shlex.split(command, comments=True))

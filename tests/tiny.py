@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,42 +140,6 @@ def write_params(folder: Path, **overrides: Any) -> None:
     """(Re)write params.yaml alone."""
     text = yaml.safe_dump(tiny_params(**overrides), sort_keys=False)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
-
-
-def init_repository(folder: Path, *, remote: Path | None = None) -> None:
-    """Make `folder` a git repository with DVC's settings and, where one is given, a local DVC remote; commit all."""
-    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
-    git(folder, "init", "--quiet", "--initial-branch=main")
-    if remote is not None:
-        run(folder, "dvc", "remote", "add", "--quiet", "--default", "shared", str(remote))
-    commit(folder, "a tiny project")
-
-
-def commit(folder: Path, message: str) -> None:
-    """Commit everything in `folder` that is not ignored."""
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", message)
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run git in `folder` as somebody, whatever the settings of this machine are; returns its output."""
-    who = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org", "-c", "commit.gpgsign=false")
-    return run(folder, "git", *who, *arguments)
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command in `folder` with this environment's programs first on PATH; returns what it printed.
-
-    Raises `AssertionError` with all its output if it fails.
-    """
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"$ {' '.join(command)}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def environment() -> dict[str, str]:
-    """The environment variables for a command of a test: its programs are those of the running Python."""
-    return {**os.environ, "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))}
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ _MARKUP: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 
 _REFUSED = re.compile(
     r"[\\$]|%\(|\{[\w.!]*\}|<<|>>|={3,}|[^\x00-\x7f]{3}"
-    r"|\b(?:copyright|licen[cs]ed?|warranty|SPDX|noqa|pylint|mypy|pragma|fmt|TODO|FIXME|XXX)\b",
+    r"|\b(?:copyright|licen[cs]ed?|warranty|SPDX|noqa|pylint|mypy|pragma|fmt|TODO|FIXME|XXX|sphx_glr\w*)\b",
     re.IGNORECASE,
 )
 """Formulas, templates, conflict markers, foreign scripts, legal boilerplate, instructions to tools."""

@@ -8,20 +8,14 @@ from tests.tiny import write_params
 
 
 @pytest.fixture(scope="module")
-def clones(tmp_path_factory):
-    """Clone A after `dvc repro` and `dvc push`; clone B as `git clone` leaves it, told to train the student itself."""
-    folder = tmp_path_factory.mktemp("clones")
-    a = Repository.create(folder / "a")
-    a.dvc("remote", "add", "-d", "storage", str(folder / "remote"))
-    a.dvc("repro")
-    a.commit("reproduced")
-    a.dvc("push")
-    a.git("clone", "-q", str(folder / "a"), str(folder / "b"))
-    b = Repository(folder / "b")
+def clones(reproduced, tmp_path_factory):
+    """Clone A, whose cache is on the DVC remote, and clone B as `git clone` leaves it, told to train the student itself."""
+    b = Repository(tmp_path_factory.mktemp("clones") / "b")
+    reproduced.git("clone", "-q", str(reproduced.folder), str(b.folder))
     lock = yaml.safe_load((b.folder / "dvc.lock").read_text())
     del lock["stages"]["train-student"], lock["stages"]["evaluate"]  # else --pull fetches A's student
     (b.folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-    return a, b
+    return reproduced, b
 
 
 def test_the_second_machine_trains_the_same_student_without_corpus_and_teacher(clones):

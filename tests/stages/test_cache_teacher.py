@@ -35,7 +35,7 @@ def digest(project):
 
 
 def published(project):
-    return sorted(path.name for path in project.artefacts.cache_work.glob("*/manifest/*.json"))
+    return sorted(path.name for path in project.artefacts.cache_work.glob("*/manifest/[!.]*.json"))
 
 
 def test_a_second_run_finds_the_cache_whole_and_changes_nothing(make_project):
