@@ -81,7 +81,7 @@ def run(config: Config, context: Context) -> None:
                 f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.folder}"
             )
             layout = description.splits[shard.split].layout
-            seen = mask_shard(tokens, _masker(config, tokens, shard.split), shard, description.span(shard))
+            seen = mask_shard(tokens, Masker.of(config.masking, tokens, shard.split), shard, description.span(shard))
             targets = computer.compute(seen, layout)
             figures = {"retained_mass": retained_mass(targets, description.temperatures)}
             written = work.publish(shard, targets, _computed_with(config, context), figures)
@@ -159,17 +159,6 @@ def _already_done(description: CacheDescription, context: Context) -> bool:
         f"cache/current already holds this cache ({description.fingerprint[:12]}), verified; nothing to do"
     )
     return True
-
-
-def _masker(config: Config, tokens: TokenStore, split: Split) -> Masker:
-    return Masker(
-        config.masking,
-        split=split,
-        token_counts=tokens.token_counts,
-        special_ids=tokens.special_ids,
-        mask_id=tokens.special_tokens["mask"],
-        vocabulary_size=tokens.vocabulary_size,
-    )
 
 
 def _tokens(tokens: TokenStore, description: CacheDescription, shard: ShardId) -> int:

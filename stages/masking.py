@@ -16,6 +16,7 @@ import numpy.typing as npt
 from stages.config import MaskingConfig
 from stages.errors import InputError
 from stages.randomness import uniforms, words
+from stages.sequences import TokenStore
 from storage import Split
 
 
@@ -44,6 +45,18 @@ class Masker:
         self._weights[list(special_ids)] = 0.0
         self._mask_id = mask_id
         self._vocabulary_size = vocabulary_size
+
+    @classmethod
+    def of(cls, config: MaskingConfig, tokens: TokenStore, split: Split) -> Masker:
+        """The masker of a split of the tokens. Raises `InputError` for a tokenizer without a mask token."""
+        return cls(
+            config,
+            split=split,
+            token_counts=tokens.token_counts,
+            special_ids=tokens.special_ids,
+            mask_id=tokens.special_tokens["mask"],
+            vocabulary_size=tokens.vocabulary_size,
+        )
 
     def mask(
         self, sequence_id: int, variant: int, original_ids: npt.NDArray[np.integer]

@@ -13,12 +13,13 @@ from stages.context import Context, Figure
 from stages.device import resolve_precision
 from stages.errors import InputError
 from stages.heads import Head
+from stages.initial_bert import initial_bert
 from stages.masking import Masker
 from stages.models import count_parameters, folder_bytes, load_masked_lm, load_tokenizer, resolve_source
 from stages.outputs import whole_folder, write_json, write_text
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore
-from stages.teacher_training import Collator, MaskedSequences, held_out_figures, initial_bert, train_bert
+from stages.teacher_training import Collator, MaskedSequences, held_out_figures, train_bert
 from storage import Split
 
 if TYPE_CHECKING:

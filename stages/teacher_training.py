@@ -1,4 +1,4 @@
-"""A small BERT trained on the spot: its initial weights, its examples, its loss, and the Trainer that drives it."""
+"""A small BERT trained on the spot: its examples, its loss, and the Trainer that drives it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     PrinterCallback,
     Trainer,
@@ -22,7 +21,6 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
 
 from stages.config import TrainTeacherConfig
@@ -47,36 +45,6 @@ _LOG_STEPS = 25
 Example = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 """What the model sees (tokens,), and the original ids where a token is to be predicted, IGNORED elsewhere (tokens,)."""
 IGNORED = -100
-
-
-def initial_bert(config: TrainTeacherConfig, *, vocabulary_size: int, pad_id: int) -> BertForMaskedLM:
-    """BERT's random initial weights from `config.seed`, with sinusoids in the position table."""
-    set_seed(config.seed)
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.attention_heads,
-            intermediate_size=config.feed_forward_size,
-            max_position_embeddings=config.max_positions,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            pad_token_id=pad_id,
-        )
-    )
-    with torch.no_grad():
-        table = model.bert.embeddings.position_embeddings.weight
-        # A sinusoid's root mean square is 1/sqrt(2): the table gets that of the word embeddings.
-        table.copy_(sinusoids(*table.shape) * math.sqrt(2) * model.config.initializer_range)
-    return model
-
-
-def sinusoids(positions: int, width: int) -> Tensor:
-    """The position table of Vaswani et al. 2017, section 3.5, f4 (positions, width): sines and cosines interleaved."""
-    frequencies = 10_000.0 ** (-torch.arange(0, width, 2) / width)
-    angles = torch.arange(positions)[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width]
 
 
 class MaskedSequences(Dataset[Example]):
@@ -174,37 +142,41 @@ def train_bert(
     """
     context.progress.begin("train the teacher", steps, "steps")
     with tempfile.TemporaryDirectory() as folder:  # Trainer wants one, and writes nothing there
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=config.batch_size,
+            train_sampling_strategy="sequential",
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay,
+            adam_beta1=0.9,
+            adam_beta2=0.98,
+            adam_epsilon=1e-6,
+            max_grad_norm=1.0,
+            bf16=precision == "bfloat16",
+            use_cpu=context.device == "cpu",
+            seed=config.seed,
+            logging_steps=min(_LOG_STEPS, steps),
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.
+        arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001
         trainer = Trainer(
             model=MaskedPositions(model),
-            args=TrainingArguments(
-                output_dir=folder,
-                max_steps=steps,
-                per_device_train_batch_size=config.batch_size,
-                train_sampling_strategy="sequential",
-                learning_rate=config.learning_rate,
-                lr_scheduler_type="linear",
-                warmup_steps=config.warmup_steps,
-                weight_decay=config.weight_decay,
-                adam_beta1=0.9,
-                adam_beta2=0.98,
-                adam_epsilon=1e-6,
-                max_grad_norm=1.0,
-                bf16=precision == "bfloat16",
-                use_cpu=context.device == "cpu",
-                seed=config.seed,
-                logging_steps=min(_LOG_STEPS, steps),
-                logging_nan_inf_filter=False,
-                save_strategy="no",
-                remove_unused_columns=False,
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            args=arguments,
             train_dataset=examples,
             data_collator=collator,
             callbacks=[_Watch(context)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    nn.Module.to(model, context.device)  # Trainer chose the first GPU; transformers hides the signature of model.to
     model.train(False)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -249,7 +221,7 @@ def held_out_figures(
 ) -> dict[str, int | float]:
     """Cross-entropy in nats and share of correct ids over the masked tokens of a split's first sequences, in float32.
 
-    They are the sequences and the masks that the cache holds of that split. `masked_accuracy` is the share whose most
+    The cache's copy of that split begins with the same sequences and masks. `masked_accuracy` is the share whose most
     likely id is the original one. Raises `InputError` for a model whose head is not known.
     """
     offsets, ids = split.read(0, min(len(split), HELD_OUT_SEQUENCES))
@@ -258,9 +230,13 @@ def held_out_figures(
     loss = correct = 0.0
     count = 0
     context.progress.begin("evaluate the teacher", len(examples), "sequences")
-    for batch in DataLoader(examples, batch_size=HELD_OUT_BATCH, collate_fn=collator):  # type: ignore[arg-type]
-        targets = batch.pop("targets").to(context.device)
-        logits = masked_positions.logits(**{name: tensor.to(context.device) for name, tensor in batch.items()})
+    for start in range(0, len(examples), HELD_OUT_BATCH):
+        batch = {
+            name: tensor.to(context.device)
+            for name, tensor in collator(examples[start : start + HELD_OUT_BATCH]).items()
+        }
+        targets = batch.pop("targets")
+        logits = masked_positions.logits(**batch)
         loss += float(F.cross_entropy(logits, targets, reduction="sum"))
         correct += float((logits.argmax(-1) == targets).sum())
         count += len(targets)

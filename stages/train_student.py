@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from stages.distiller import (
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
 from stages.models import count_parameters, load_masked_lm, load_tokenizer, weights_digest
-from stages.outputs import whole_folder, write_json, write_text
+from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore
 from stages.students import INPUTS
@@ -244,11 +242,7 @@ def _publish(
         load_tokenizer(reader.folder / "tokenizer", inputs=INPUTS).save_pretrained(folder)
         write_resolved(folder, config, "train", f"students.{config.train.student}")
     steps = [entry for entry in history if "loss" in entry]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(steps)
-    write_text(artefacts.runs / "train.csv", text.getvalue())
+    write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
     last = {name: round(steps[-1][name], 5) for name in ("loss", *PARTS)}
     figures: dict[str, Any] = {
         "student": config.train.student,

