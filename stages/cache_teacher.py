@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
-from stages.config import Config, cache_spec
+from stages.config import Config, cache_spec, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
 from stages.heads import Head
 from stages.masking import Masker
-from stages.models import load_masked_lm, load_model_config, require_model, weights_digest
+from stages.models import load_masked_lm, load_model_config, load_tokenizer, require_model, weights_digest
 from stages.outputs import write_json
-from stages.provenance import write_resolved
+from stages.provenance import RESOLVED, read_resolved, write_resolved
 from stages.sequences import TokenStore
+from stages.teacher_fit import check_teacher_fits
 from stages.teacher_targets import TargetsComputer, mask_shard, retained_mass
 from storage import (
     SPLITS,
@@ -31,6 +30,7 @@ from storage import (
     ShardId,
     Split,
     SplitDescription,
+    differing_fields,
     verify_cache,
 )
 
@@ -51,6 +51,8 @@ def run(config: Config, context: Context) -> None:
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     description = describe(config, context, tokens)
     if _already_done(description, context):
+        if not artefacts.cache_run.is_file():  # killed between the cache's publication and its report
+            _report(config, context, CacheReader(artefacts.cache).root_digest, 0, time.monotonic() - started)
         return
     teacher = load_masked_lm(
         artefacts.teacher,
@@ -97,17 +99,10 @@ def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescr
     """
     teacher_config = load_model_config(context.artefacts.teacher)
     vocabulary_size, layers = teacher_config["vocab_size"], teacher_config["num_hidden_layers"]
-    if tokens.vocabulary_size > vocabulary_size:
-        raise InputError(
-            f"the tokenizer has {tokens.vocabulary_size} entries and the teacher's vocabulary {vocabulary_size}; "
-            "expected the teacher's own tokenizer; set tokenize.load to the teacher's folder or hub id and run: pipeline tokenize"
-        )
-    positions = teacher_config["max_position_embeddings"]
-    if tokens.longest > positions:
-        raise InputError(
-            f"the longest sequence in data/tokens has {tokens.longest} tokens and the teacher {positions} positions; "
-            f"set tokenize.sequence_tokens to at most {positions} and run: pipeline tokenize"
-        )
+    folder = context.artefacts.teacher
+    own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
+    check_teacher_fits(str(folder), teacher_config, own, tokens)
+    _check_origin(config, context)
     if config.cache.train_top_k > vocabulary_size:
         raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
     return CacheDescription(
@@ -120,6 +115,32 @@ def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescr
         teacher_config=teacher_config,
         splits={split: _describe_split(config, tokens, split, layers, vocabulary_size) for split in SPLITS},
     )
+
+
+def _check_origin(config: Config, context: Context) -> None:
+    """Refuse documents, tokens or a teacher made with other parameters than these: the cache's `spec` would not be true.
+
+    A folder that no stage of ours made says nothing of its parameters; its digest is part of the identity all the same.
+    """
+    trained = ("teacher", "masking") if config.teacher.source == "train" else ("teacher",)
+    artefacts = context.artefacts
+    for folder, sections, command in (
+        (artefacts.documents, ("corpus",), "corpus"),
+        (artefacts.tokens, ("tokenize",), "tokenize"),
+        (artefacts.teacher, trained, "teacher"),
+    ):
+        if not (folder / RESOLVED).is_file():
+            continue
+        found = read_resolved(folder, f"pipeline {command}")
+        differences = differing_fields(
+            {name: to_plain(getattr(config, name)) for name in sections},
+            {name: found.get(name) for name in sections},
+            found_in="there",
+        )
+        if differences:
+            raise InputError(
+                f"{folder} was made with other parameters: {'; '.join(differences)}; run: pipeline {command}, and what follows it"
+            )
 
 
 def _describe_split(
@@ -181,8 +202,12 @@ def _report(config: Config, context: Context, root_digest: str, computed: int, s
     reader = CacheReader(artefacts.cache)
     size = sum(file.stat().st_size for file in artefacts.cache.rglob("*") if file.is_file())
     shards = reader.shards("train")
-    masses: list[Mapping[str, Any]] = [reader.shard_figures(shard)["retained_mass"] for shard in shards]
-    mass = {t: round(float(np.mean([m[t] for m in masses])), 4) for t in masses[0]}
+    positions = {shard: reader.shard_counts(shard)["rows"] for shard in shards}
+    mass: dict[str, float] = {}
+    for shard in shards:  # the mean over positions
+        for temperature, kept in reader.shard_figures(shard)["retained_mass"].items():
+            mass[temperature] = mass.get(temperature, 0.0) + kept * positions[shard] / sum(positions.values())
+    mass = {temperature: round(kept, 4) for temperature, kept in mass.items()}
     rows = {split: counts["rows"] for split, counts in reader.counts.items()}
     train_bytes = sum(
         file.stat().st_size for file in (artefacts.cache / "shards").glob("train-*/**/*") if file.is_file()

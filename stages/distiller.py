@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,7 +18,7 @@ from stages.batches import Batch, PlannedBatches, TargetDecoder
 from stages.config import TrainConfig
 from stages.context import Context
 from stages.errors import InputError, StageError
-from stages.heads import Head
+from stages.heads import Head, filled
 from stages.losses import IGNORED, HiddenTargets, TopKTargets, cosine_loss_sum, distillation_loss
 from stages.models import encoder_hidden
 from storage.files import sync_tree
@@ -55,7 +56,7 @@ class Distiller(nn.Module):
         row_count, label_count = counts.clamp_min(1).unbind()
         teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
         loss = distillation_loss(
-            head.features(rows),
+            head.features(filled(rows))[: len(rows)],
             weight,
             bias,
             labels=batch["labels"],
@@ -201,8 +202,11 @@ def load_weights(student: PreTrainedModel, folder: Path) -> None:
 
     Tied weights are stored once, under one of their names.
     """
-    loaded = load_file(folder / "model.safetensors")
-    result = student.load_state_dict(loaded, strict=False)
+    try:
+        loaded = load_file(folder / "model.safetensors")
+        result = student.load_state_dict(loaded, strict=False)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{folder} cannot be loaded ({error}); remove that folder and run again") from error
     state = student.state_dict()
     filled = {state[name].data_ptr() for name in loaded if name in state}
     missing = [name for name in result.missing_keys if state[name].data_ptr() not in filled]

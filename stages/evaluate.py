@@ -12,7 +12,7 @@ from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, split_batc
 from stages.config import Config
 from stages.context import Context
 from stages.errors import InputError
-from stages.heads import Head
+from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
 from stages.models import count_parameters, encoder_hidden, folder_bytes, load_masked_lm, require_model
 from stages.outputs import write_json
@@ -21,9 +21,6 @@ from storage import CacheReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits held at a time."""
 
 _SUMS = (
     "rows",
@@ -116,9 +113,7 @@ def _add_batch(
     teacher_rows, labels = decoder.hidden(batch), batch["labels"]
     if rows.shape == teacher_rows.shape:
         sums["cosine"] += float(F.cosine_similarity(rows, teacher_rows, dim=-1).sum())
-    chunk = max(1, _CHUNK_ELEMENTS // student_head.vocabulary_size)
-    for start in range(0, len(rows), chunk):
-        part = slice(start, start + chunk)
+    for part in row_chunks(len(rows), student_head.vocabulary_size):
         _add_rows(sums, student_head.logits(rows[part]), teacher_head.logits(teacher_rows[part]), labels[part])
 
 

@@ -7,7 +7,7 @@ student's loss reads features and projection apart, so that it never holds (toke
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +38,24 @@ _ACTIVATION_NAMES = {
     "swish": "silu",
     "tanh": "tanh",
 }
+
+
+def row_chunks(rows: int, vocabulary_size: int, at_least: int = 64, exactly: int | None = None) -> Iterator[slice]:
+    """Slices that cover `rows` rows of logits, 8 MiB of float32 at a time: the processor's caches hold that.
+
+    `at_least` rows come together where the work per chunk does not depend on its size (a gradient of the projection).
+    """
+    step = exactly or max(at_least, (1 << 21) // vocabulary_size)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def filled(x: Tensor, multiple: int = 64) -> Tensor:
+    """(rows, H) with rows of zeros added up to a multiple.
+
+    On a CPU, oneDNN compiles and keeps a kernel for each shape it meets: batches of ragged sequences give a new one each step.
+    """
+    return F.pad(x, (0, 0, 0, -len(x) % multiple))
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.heads import Head
+from stages.heads import Head, filled, row_chunks
 
 IGNORED = -100
 """Label of a position that is not predicted."""
 
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits held at a time (64 MiB in float32): large enough for full-speed matrix products at any vocabulary."""
+CHUNK_ROWS = 512
+"""Rows per chunk, at least: each adds once to the (V, H) gradient of the projection, which fewer would make the main work."""
 
 
 @dataclass(frozen=True)
 class HiddenTargets:
-    """The teacher's full distribution, rebuilt from its hidden state by its frozen head: exact at any temperature."""
+    """The teacher's full distribution, rebuilt from its hidden state by its frozen head, at any temperature.
+
+    In the arithmetic of the training: under bfloat16 autocast the logits are rounded as those of a teacher in the loop
+    would be (2^-9 relative; at logits near 8 a KL of about 5e-5 nats, less than int8 hidden states cost).
+    """
 
     hidden: Tensor
     """Float (rows, H) of the teacher."""
@@ -69,17 +73,19 @@ def distillation_loss(
     temperature: float,
     kd_scale: Tensor | float,
     mlm_scale: Tensor | float,
+    chunk_rows: int | None = None,
 ) -> DistillationLoss:
     """`kd_scale T^2 sum KL + mlm_scale sum CE` over rows, and the two sums.
 
     `features` (rows, H) are what the student's projection `weight` (V, H), `bias` (V,) reads; `labels` i8 (rows,) hold
     `IGNORED` where nothing is predicted. `targets` None leaves KD out, and then only labelled rows are computed.
+    `chunk_rows` rows of logits exist at a time; None chooses.
     """
     if targets is None:
         labelled = labels != IGNORED
         features, labels = features[labelled], labels[labelled]
     total, kd_sum, mlm_sum = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        features, weight, bias, labels, targets, temperature, kd_scale, mlm_scale
+        features, weight, bias, labels, targets, temperature, kd_scale, mlm_scale, chunk_rows
     )
     return DistillationLoss(total, kd_sum, mlm_sum)
 
@@ -104,26 +110,26 @@ class _ProjectedLoss(torch.autograd.Function):
         temperature: float,
         kd_scale: Tensor | float,
         mlm_scale: Tensor | float,
+        chunk_rows: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(features.dtype, torch.float32)
         sums = torch.zeros(2, dtype=wide, device=features.device)
         grad_features = torch.empty_like(features)
         grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        rows = max(1, _CHUNK_ELEMENTS // weight.shape[0])
-        for start in range(0, features.shape[0], rows):
-            part = slice(start, start + rows)
-            logits = F.linear(features[part], weight, bias).to(wide)
-            grad_logits = torch.zeros_like(logits)
-            sums[1] += _cross_entropy(logits, labels[part], mlm_scale, grad_logits)
+        for part in row_chunks(features.shape[0], weight.shape[0], at_least=CHUNK_ROWS, exactly=chunk_rows):
+            rows, x = part.stop - part.start, filled(features[part])
+            grad_logits = torch.zeros(len(x), weight.shape[0], dtype=wide, device=x.device)
+            logits = F.linear(x, weight, bias)[:rows].to(wide)
+            sums[1] += _cross_entropy(logits, labels[part], mlm_scale, grad_logits[:rows])
             if targets is not None:
                 # d(T^2 KL) / dz = T (d KL / d(z / T))
                 sums[0] += _divergence(
-                    logits / temperature, targets, part, temperature, kd_scale * temperature, grad_logits
+                    logits / temperature, targets, part, temperature, kd_scale * temperature, grad_logits[:rows]
                 )
             grad_logits = grad_logits.to(features.dtype)
-            grad_features[part] = grad_logits @ weight
-            grad_weight += grad_logits.T @ features[part]
+            grad_features[part] = (grad_logits @ weight)[:rows]
+            grad_weight += grad_logits.T @ x
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         ctx.save_for_backward(grad_features, grad_weight, grad_bias)
@@ -138,7 +144,7 @@ class _ProjectedLoss(torch.autograd.Function):
             grad_total * grad_features,
             grad_total * grad_weight,
             None if grad_bias is None else grad_total * grad_bias,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -165,11 +171,11 @@ def _divergence(
     """Sum over rows of KL(teacher || student) at T from `scaled` = z / T (rows, V); adds `scale dKL/dscaled`."""
     log_q = torch.log_softmax(scaled, dim=-1)
     if isinstance(targets, HiddenTargets):
-        teacher = targets.head.logits(targets.hidden[part]).to(scaled.dtype)
+        teacher = targets.head.logits(filled(targets.hidden[part]))[: len(scaled)].to(scaled.dtype)
         log_p = torch.log_softmax(teacher / temperature, dim=-1)
         p = log_p.exp()
-        loss = (p * (log_p - log_q)).sum()
-        grad_logits.add_((log_q.exp_() - p).mul_(scale))
+        loss: Tensor = torch.linalg.vecdot(p, log_p.sub_(log_q)).sum()
+        grad_logits.add_(log_q.exp_().sub_(p).mul_(scale))
         return loss
     return _bucket_divergence(
         log_q, targets.ids[part], targets.log_probabilities[part].to(scaled.dtype), scale, grad_logits

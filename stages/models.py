@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +28,27 @@ def load_masked_lm(
 ) -> PreTrainedModel:
     """A masked language model on `device`, in eval mode, from a local folder or a hub id.
 
-    Raises `InputError` where there is none, or where its weights lack the encoder or the masked-LM head (transformers
-    would fill those with random numbers and only warn).
+    Raises `InputError` where there is none, where its files are damaged, or where its weights are not those that its
+    configuration describes or lack the encoder or the masked-LM head (transformers would fill those with random numbers
+    and only warn).
     """
-    try:
+    with _refused("masked language model", name):
+        # Sizes that do not match are let through here to be refused below: transformers' own error names none of them.
         model, info = AutoModelForMaskedLM.from_pretrained(
-            name, revision=revision, attn_implementation=attention, dtype=dtype, output_loading_info=True
+            name,
+            revision=revision,
+            attn_implementation=attention,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"no masked language model could be loaded from {name}: {_first_line(error)}") from error
+    mismatched = sorted(info["mismatched_keys"])
+    if mismatched:
+        tensor, found, expected = mismatched[0]
+        raise InputError(
+            f"the weights in {name} do not fit its config.json: {len(mismatched)} tensors of another shape ({tensor} is "
+            f"{tuple(found)}, ...); expected {tuple(expected)}"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -57,13 +71,11 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a local folder or a hub id; `inputs` names what it prepares for a model, if not its default.
 
-    Raises `InputError` where there is none.
+    Raises `InputError` where there is none, or where its files are damaged.
     """
     settings: dict[str, Any] = {} if inputs is None else {"model_input_names": inputs}
-    try:
+    with _refused("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, **settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"no tokenizer could be loaded from {name}: {_first_line(error)}") from error
     # Where it was loaded from would make the files of one and the same tokenizer differ between machines.
     for key in ("is_local", "local_files_only", "name_or_path"):
         tokenizer.init_kwargs.pop(key, None)
@@ -71,11 +83,12 @@ def load_tokenizer(
 
 
 def load_model_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder, as plain JSON without what a version of transformers adds of itself."""
-    try:
+    """`config.json` of a model folder, as plain JSON without what a version of transformers adds of itself.
+
+    Raises `InputError` where there is none, or where it is damaged.
+    """
+    with _refused("model configuration", folder):
         config: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
-    except (OSError, ValueError) as error:
-        raise InputError(f"no model configuration could be loaded from {folder}: {_first_line(error)}") from error
     for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     return config
@@ -126,5 +139,22 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+@contextmanager
+def _refused(what: str, name: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"no {what} could be loaded from {name}: {_short(error)}") from error
+    except Exception as error:
+        # For damaged content there is no common class: safetensors has one of its own, the tokenizers library raises
+        # plain Exception, and JSON of another structure is whatever transformers stumbles over.
+        raise InputError(
+            f"no {what} could be loaded from {name}: its files are damaged, or of another version of transformers "
+            f"({type(error).__name__}: {_short(error)})"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    """The first line of the message; where that only announces the next one, both."""
+    first, *rest = str(error).strip().split("\n")
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first

@@ -5,35 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from storage.files import TEMPORARY, discard, move_folder, sync_tree
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends without an error.
 
-    What stood there before stays until then; a killed process leaves a `.tmp-` folder, which the next start removes.
+    What stood there before stays until then. A process killed between the two renames leaves the old one under a
+    temporary name and the new one whole under another: the next start makes the output anew.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
+    draft, old = (target.with_name(f"{TEMPORARY}{kind}-{target.name}") for kind in ("new", "old"))
+    discard(draft)
     draft.mkdir()
     try:
         yield draft
+        sync_tree(draft)
+        discard(old)
         if target.exists():
-            old = target.with_name(f".tmp-old-{target.name}")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            draft.rename(target)
-            shutil.rmtree(old)
-        else:
-            draft.rename(target)
+            move_folder(target, old)
+        move_folder(draft, target)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        discard(draft)
+        if target.exists():
+            discard(old)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from stages.config import Config, to_plain
+from stages.errors import InputError
 from stages.outputs import write_json
 
 RESOLVED = "resolved-config.json"
@@ -27,3 +29,15 @@ def write_resolved(folder_or_file: Path, config: Config, *sections: str) -> None
         else:
             resolved[name] = to_plain(value)
     write_json(file, resolved)
+
+
+def read_resolved(folder: Path, command: str) -> dict[str, Any]:
+    """The parameters that the output in `folder` was made with.
+
+    Raises `InputError`, naming the `command` that makes it anew, where they are missing or damaged.
+    """
+    try:
+        resolved: dict[str, Any] = json.loads((folder / RESOLVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / RESOLVED} cannot be read ({error}); run: {command}") from None
+    return resolved

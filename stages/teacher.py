@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -16,11 +14,11 @@ from stages.heads import Head
 from stages.initial_bert import initial_bert
 from stages.masking import Masker
 from stages.models import count_parameters, folder_bytes, load_masked_lm, load_tokenizer, resolve_source
-from stages.outputs import whole_folder, write_json, write_text
+from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore
+from stages.teacher_fit import check_teacher_fits
 from stages.teacher_training import Collator, MaskedSequences, held_out_figures, train_bert
-from storage import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +50,7 @@ def run(config: Config, context: Context) -> None:
     else:
         teacher = _load(cast("SourceConfig", config.teacher.load), context, tokens)
     quality = held_out_figures(
-        teacher.model, tokens.split("validation"), _masker(config, tokens, "validation"), collator, context
+        teacher.model, tokens.split("validation"), Masker.of(config.masking, tokens, "validation"), collator, context
     )
     with whole_folder(artefacts.teacher) as folder:
         teacher.model.save_pretrained(folder)
@@ -66,11 +64,7 @@ def run(config: Config, context: Context) -> None:
         "threads": context.threads,
         "seconds": round(time.monotonic() - started, 1),
     }
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(teacher.curve)
-    write_text(artefacts.runs / "teacher.csv", text.getvalue())
+    write_csv(artefacts.runs / "teacher.csv", COLUMNS, teacher.curve)
     write_json(artefacts.runs / "teacher.json", figures)
     context.progress.summary("teacher", {name.replace("_", " "): value for name, value in figures.items()})
 
@@ -79,12 +73,15 @@ def _train(
     train: TrainTeacherConfig, config: Config, context: Context, tokens: TokenStore, collator: Collator
 ) -> _Teacher:
     if tokens.longest > train.max_positions:
-        raise _too_long(tokens.longest, "teacher.train.max_positions gives the teacher", train.max_positions)
+        raise InputError(
+            f"the longest sequence in data/tokens has {tokens.longest} tokens and teacher.train.max_positions gives the "
+            f"teacher {train.max_positions} positions; raise it, or lower tokenize.sequence_tokens and run: pipeline tokenize"
+        )
     precision = resolve_precision(train.precision, context.device)
     steps = train.steps if precision == "bfloat16" else train.float32_steps
     examples = MaskedSequences(
         tokens.split("train"),
-        _masker(config, tokens, "train"),
+        Masker.of(config.masking, tokens, "train"),
         batch_size=train.batch_size,
         steps=steps,
         seed=train.seed,
@@ -99,45 +96,6 @@ def _load(source: SourceConfig, context: Context, tokens: TokenStore) -> _Teache
     name, revision = resolve_source(source, context.artefacts.project)
     model = load_masked_lm(name, revision=revision, device=context.device)
     Head.of(model)  # refuses a model whose head is not known
-    if model.config.vocab_size < tokens.vocabulary_size:
-        raise InputError(
-            f"the tokenizer in data/tokens has {tokens.vocabulary_size} entries and the teacher {name} a vocabulary of "
-            f"{model.config.vocab_size}; {_OWN_TOKENIZER}"
-        )
-    positions = model.config.max_position_embeddings
-    if tokens.longest > positions:
-        raise _too_long(tokens.longest, f"the teacher {name} has", positions)
-    own = load_tokenizer(name, revision=revision).get_vocab()
-    other = load_tokenizer(tokens.tokenizer_folder).get_vocab()
-    if own != other:
-        differing = len(own.items() ^ other.items())
-        raise InputError(
-            f"the tokenizers of the teacher {name} ({len(own)} entries) and of data/tokens ({len(other)} entries) differ in "
-            f"{differing} entries: the same id would mean different words; {_OWN_TOKENIZER}"
-        )
+    check_teacher_fits(name, model.config.to_dict(), load_tokenizer(name, revision=revision), tokens)
     origin: dict[str, Figure] = {"source": source.path or name, "precision": "float32"}
     return _Teacher(model=model, origin=origin | ({"revision": revision} if revision else {}))
-
-
-_OWN_TOKENIZER = (
-    "expected the teacher's own tokenizer; set tokenize.tokenizer to load and tokenize.load to the teacher's folder or hub "
-    "id, and run: pipeline tokenize"
-)
-
-
-def _too_long(longest: int, whose: str, positions: int) -> InputError:
-    return InputError(
-        f"the longest sequence in data/tokens has {longest} tokens and {whose} {positions} positions; set "
-        f"tokenize.sequence_tokens to at most {positions} and run: pipeline tokenize"
-    )
-
-
-def _masker(config: Config, tokens: TokenStore, split: Split) -> Masker:
-    return Masker(
-        config.masking,
-        split=split,
-        token_counts=tokens.token_counts,
-        special_ids=tokens.special_ids,
-        mask_id=tokens.special_tokens["mask"],
-        vocabulary_size=tokens.vocabulary_size,
-    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.heads import Head
+from stages.heads import Head, row_chunks
 from stages.masking import Masker
 from stages.models import encoder_hidden
 from stages.sequences import TokenStore
@@ -19,9 +19,6 @@ from storage import Layout, ShardId, ShardTargets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK_ELEMENTS = 1 << 24
-"""Logits held at a time, so that peak memory does not grow with the shard."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -131,22 +128,33 @@ class TargetsComputer:
 
     def _heads(self, states: Tensor, k: int) -> Iterator[tuple[slice, Floats, npt.NDArray[np.int64], Floats]]:
         """Statistics and top-k of hidden states (rows, H), in chunks of rows."""
-        rows = max(1, _CHUNK_ELEMENTS // self._head.vocabulary_size)
-        for start in range(0, len(states), rows):
-            logits = self._head.logits(states[start : start + rows])
-            columns = [logits.amax(-1)]
-            for temperature in self._temperatures:
-                log_p = logits / temperature
-                logsumexp = log_p.logsumexp(-1)
-                log_p -= logsumexp[:, None]
-                columns += [logsumexp, -(log_p.exp() * log_p).sum(-1)]
+        for part in row_chunks(len(states), self._head.vocabulary_size):
+            logits = self._head.logits(states[part])
+            columns = statistics(logits, self._temperatures)
             values, ids = _top_k(logits, k)
             yield (
-                slice(start, start + rows),
-                torch.stack(columns, -1).cpu().numpy(),
+                part,
+                columns.cpu().numpy(),
                 ids.cpu().numpy(),
                 values.cpu().numpy(),
             )
+
+
+def statistics(logits: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """Largest logit, and per temperature logsumexp and entropy in nats, f4 (rows, 1 + 2 D), of logits (rows, V).
+
+    With e = exp((z - max) / T) and s = sum e: logsumexp = max / T + log s, entropy = logsumexp - (sum e z) / (s T).
+    """
+    largest = logits.amax(-1)
+    columns = [largest]
+    for temperature in temperatures:
+        weights = (logits - largest[:, None]).div_(temperature).exp_()
+        total = weights.sum(-1)
+        logsumexp = largest / temperature + total.log()
+        # From z - max: near a certain prediction the entropy is a small difference of large numbers otherwise.
+        mean = torch.linalg.vecdot(weights, logits - largest[:, None]) / (total * temperature)
+        columns += [logsumexp, total.log() - mean]
+    return torch.stack(columns, -1)
 
 
 def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

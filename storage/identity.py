@@ -36,14 +36,16 @@ def digest_arrays(*arrays: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def differing_fields(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields in which two nested mappings differ, dotted, with both values.
+def differing_fields(
+    expected: Mapping[str, Any], found: Mapping[str, Any], *, found_in: str = "in the cache"
+) -> tuple[str, ...]:
+    """The fields in which two nested mappings differ, dotted, with both values; `found_in` says where `found` stands.
 
     For example `cache.top_k: 64 expected, 32 in the cache`. Lists are compared as a whole.
     """
     wanted, present = dict(_leaves(expected)), dict(_leaves(found))
     return tuple(
-        f"{key}: {_show(wanted.get(key, _ABSENT))} expected, {_show(present.get(key, _ABSENT))} in the cache"
+        f"{key}: {_show(wanted.get(key, _ABSENT))} expected, {_show(present.get(key, _ABSENT))} {found_in}"
         for key in sorted(wanted.keys() | present.keys())
         if _show(wanted.get(key, _ABSENT)) != _show(present.get(key, _ABSENT))
     )

@@ -53,8 +53,8 @@ REQUIRED = ("head.json", "head.safetensors", "tokenizer")
 
 
 @contextmanager
-def lock(root: Path, fingerprint: str) -> Iterator[None]:
-    """Hold the lock of a work folder. Raises `LockedError` where another process holds it.
+def lock(root: Path, fingerprint: str, what: str = "the cache") -> Iterator[None]:
+    """Hold the lock of a work folder, `<root>/<fingerprint>.lock`. Raises `LockedError` where another process holds it.
 
     The kernel drops the lock when its holder ends, however it ends. The file stays: removing it would let two in.
     """
@@ -65,7 +65,7 @@ def lock(root: Path, fingerprint: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(
-                f"another process writes the cache {fingerprint[:12]}... (it holds {path}); "
+                f"another process works on {what} {fingerprint[:12]}... (it holds {path}); "
                 "wait for it or stop it, then run the command again"
             ) from None
         yield
@@ -109,7 +109,7 @@ class CacheWork:
             write_durably(file, json_file(self.description.to_json()))
             return
         found = CacheDescription.from_bytes(file.read_bytes()).to_json()
-        fields = differing_fields(self.description.to_json(), found)
+        fields = differing_fields(self.description.to_json(), found, found_in="in that folder")
         if fields:
             raise MismatchError(
                 f"{self.folder} was begun with another description ({'; '.join(fields)}); "

@@ -119,3 +119,8 @@ def test_the_commands_of_the_readme_run_in_a_tiny_project(tmp_path):
     assert commands, "README.md shows no command that this test can run"
     for command in commands:
         repository.run(*shlex.split(command, comments=True))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_place_is_left_to_be_filled_in(path):
+    assert not re.findall(r"^[A-Z]{3,}_[A-Z_]+$", path.read_text(encoding="utf-8"), re.MULTILINE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,11 @@ def require(condition: bool, key: str, found: object, allowed: str) -> None:
     """Raise `ConfigError` unless `condition` holds."""
     if not condition:
         raise refuse(key, found, allowed)
+
+
+def require_seed(key: str, seed: int) -> None:
+    """Raise `ConfigError` for a seed that one of the generators (Python's, numpy's, torch's) does not take."""
+    require(0 <= seed < 2**32, key, seed, "0 <= x < 2**32")
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -85,14 +91,14 @@ def _convert(hint: Any, value: object, at: str) -> Any:
         return {str(key): _convert(arguments[1], item, _join(at, str(key))) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         return build(typing.cast("type[Any]", hint), value, at)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML 1.1 reads 1e-3 (no dot) as a string; everybody means the number.
         try:
-            return float(value)
-        except ValueError:
-            raise refuse(at, value, "a number") from None
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise refuse(at, value, "a finite number") from None
+        require(math.isfinite(number), at, value, "a finite number")
+        return number
     if type(value) is not hint:
         raise refuse(at, value, _describe(hint))
     return value

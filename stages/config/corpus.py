@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.config.base import require
+from stages.config.base import require, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class CorpusConfig:
             self.max_documents,
             "null or at least 3",
         )
+        require_seed("corpus.seed", self.seed)
         require(
             getattr(self, self.source) is not None,
             f"corpus.{self.source}",
@@ -141,6 +142,7 @@ class TokenizeConfig:
             self.min_sequence_tokens,
             f"3 to tokenize.sequence_tokens ({self.sequence_tokens})",
         )
+        require_seed("tokenize.seed", self.seed)
         require(
             getattr(self, self.tokenizer) is not None,
             f"tokenize.{self.tokenizer}",
@@ -175,4 +177,4 @@ class MaskingConfig:
         require(self.mask + self.random <= 1, "masking.mask + masking.random", self.mask + self.random, "at most 1")
         require(self.smoothing >= 0, "masking.smoothing", self.smoothing, "0 or more")
         require(self.variants >= 1, "masking.variants", self.variants, "1 or more")
-        require(self.seed >= 0, "masking.seed", self.seed, "0 or more")
+        require_seed("masking.seed", self.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.config.base import require
+from stages.config.base import require, require_seed
 from stages.config.corpus import SourceConfig
 
 
@@ -54,6 +54,8 @@ class TrainTeacherConfig:
         require(0 <= self.dropout < 1, "teacher.train.dropout", self.dropout, "0 <= x < 1")
         require(self.learning_rate > 0, "teacher.train.learning_rate", self.learning_rate, "more than 0")
         require(self.warmup_steps >= 0, "teacher.train.warmup_steps", self.warmup_steps, "0 or more")
+        require(self.weight_decay >= 0, "teacher.train.weight_decay", self.weight_decay, "0 or more")
+        require_seed("teacher.train.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ class StudentConfig:
     def __post_init__(self) -> None:
         require(self.layers >= 1, "students.*.layers", self.layers, "1 or more")
         require(0 <= self.dropout < 1, "students.*.dropout", self.dropout, "0 <= x < 1")
+        require_seed("students.*.seed", self.seed)
         if self.layer_map is not None:
             require(
                 self.initialise == "teacher", "students.*.layer_map", self.layer_map, "null, as initialise is random"

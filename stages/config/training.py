@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.config.base import require
+from stages.config.base import require, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,16 @@ class TrainConfig:
         require(self.temperature > 0, "train.temperature", self.temperature, "more than 0")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
         require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "0 or more")
-        require(len(self.adam_betas) == 2, "train.adam_betas", list(self.adam_betas), "two numbers")
+        require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
+        require(
+            len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas),
+            "train.adam_betas",
+            list(self.adam_betas),
+            "two numbers, each 0 <= x < 1",
+        )
+        require(self.adam_epsilon > 0, "train.adam_epsilon", self.adam_epsilon, "more than 0")
+        require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "more than 0")
+        require_seed("train.seed", self.seed)
         require(
             self.batch_size % self.micro_batch_size == 0,
             "train.micro_batch_size",
@@ -94,7 +103,7 @@ class MachineConfig:
     device: str
     """`auto` (a GPU if there is one), or a torch device."""
     threads: int | None = None
-    """Threads for tensor work; null: one per core."""
+    """Threads for tensor work; null: torch's choice, one per physical core, or OMP_NUM_THREADS where that is set."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")

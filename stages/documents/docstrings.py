@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -45,13 +48,34 @@ def _parsed(paths: list[Path], processes: int) -> Iterator[list[str]]:
         yield from map(file_paragraphs, paths)
         return
     # Spawned, not forked: the parent may hold threads (a tokenizer's, torch's), and a fork copies their locks.
-    # Without the collector of cycles, of which syntax trees have none, parsing is faster.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=gc.disable) as pool:
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin_worker) as pool:
         try:
-            yield from pool.map(file_paragraphs, paths, chunksize=_CHUNK)
+            # The workers start here, and inherit the mask: a Ctrl-C before their initializer has run is held back too.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                parsed = pool.map(file_paragraphs, paths, chunksize=_CHUNK)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            yield from parsed
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # A terminal sends Ctrl-C to all processes of a command; what becomes of the pool is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker is deaf to the signal that ended its parent at once, and would wait for tasks for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Parsing is faster without the collector of cycles, of which syntax trees have none.
+    gc.disable()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _source_files(packages: tuple[str, ...]) -> dict[str, Path]:

@@ -186,6 +186,32 @@ def test_sequences_longer_than_the_teachers_positions_are_refused(make_project):
         project.run(cache_teacher)
 
 
+def test_tokens_made_with_other_parameters_than_the_cache_would_claim_are_refused(make_project):
+    project = make_project(tokenize={"min_sequence_tokens": 5})
+    with pytest.raises(InputError, match=r"tokenize.min_sequence_tokens: 5 .* run: pipeline tokenize"):
+        project.run(cache_teacher)
+
+
+def test_a_teacher_with_other_words_for_the_same_ids_is_refused(make_project):
+    project = make_project()
+    file = project.artefacts.teacher / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = list(vocabulary)[10:12]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="the same id would mean different words"):
+        project.run(cache_teacher)
+
+
+def test_a_run_killed_before_its_report_reports_at_the_next_start(make_project):
+    project = make_project()
+    project.run(cache_teacher)
+    project.artefacts.cache_run.unlink()
+    project.run(cache_teacher)
+    assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 0
+
+
 def test_more_sequences_than_there_are_is_refused(make_project):
     project = make_project(cache={"sequences": {"train": 10**6}})
     with pytest.raises(

@@ -27,7 +27,6 @@ def small(**changes):
 
 
 def attention_of(model, input_ids, layer):
-    model.set_attn_implementation("eager")
     with torch.inference_mode():
         return model(input_ids=input_ids, output_attentions=True).attentions[layer][0]  # (heads, L, L)
 

@@ -55,6 +55,63 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         require_model(tmp_path, "the teacher", "pipeline teacher")
 
 
+def cut(data):
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize("damage", [cut, lambda _: b"", lambda data: b"\xff" * len(data)])
+def test_damaged_weights_are_refused_naming_the_folder(tmp_path, damage):
+    tiny_bert().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(
+        InputError, match=f"no masked language model could be loaded from {tmp_path}: its files are damaged"
+    ):
+        load_masked_lm(tmp_path)
+
+
+def test_weights_of_another_shape_than_the_configuration_says_are_refused(tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 61}))
+    with pytest.raises(InputError, match=rf"the weights in {tmp_path} do not fit .* is \(60,.*expected \(61,"):
+        load_masked_lm(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [cut, lambda _: b"null"])
+def test_a_damaged_configuration_is_refused_naming_the_folder(tmp_path, damage):
+    tiny_bert().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_bytes(damage(config.read_bytes()))
+    for load, what in ((load_model_config, "model configuration"), (load_masked_lm, "masked language model")):
+        with pytest.raises(InputError, match=f"no {what} could be loaded from {tmp_path}: "):
+            load(tmp_path)
+
+
+def test_a_configuration_value_of_the_wrong_type_is_named(tmp_path):
+    tiny_bert().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": "wide"}))
+    with pytest.raises(InputError, match=r"'hidden_size' expected int, got str \(value: 'wide'\)"):
+        load_model_config(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", [cut, lambda _: b"null", lambda _: b"[1]"])
+def test_a_damaged_tokenizer_is_refused_naming_the_folder(bert_tokenizer, file, damage):
+    path = bert_tokenizer / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=f"no tokenizer could be loaded from {bert_tokenizer}: "):
+        load_tokenizer(bert_tokenizer)
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_refused_naming_the_folder(bert_tokenizer):
+    path = bert_tokenizer / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model": {"type": "of a later version"}}))
+    with pytest.raises(InputError, match=f"no tokenizer could be loaded from {bert_tokenizer}: its files are damaged"):
+        load_tokenizer(bert_tokenizer)
+
+
 def test_the_digest_follows_weights_and_configuration(tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         tiny_bert(seed=seed).save_pretrained(tmp_path / name)

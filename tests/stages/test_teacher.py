@@ -12,11 +12,11 @@ from stages import cache_teacher, teacher
 from stages.config import ConfigError, MaskingConfig
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, StageError
+from stages.losses import IGNORED
 from stages.masking import Masker
 from stages.models import load_masked_lm, load_tokenizer
 from stages.sequences import TokenStore
 from stages.teacher_training import (
-    IGNORED,
     Collator,
     MaskedPositions,
     MaskedSequences,
@@ -231,7 +231,7 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_accepted(make_project, toke
 def test_a_teacher_with_a_smaller_vocabulary_is_refused_with_both_figures(make_project, tokens):
     project = make_project(teacher=LOADED)
     give(project, tiny_bert(vocabulary=tokens.vocabulary_size - 1, positions=16))
-    expected = rf"has {tokens.vocabulary_size} entries and the teacher .* a vocabulary of {tokens.vocabulary_size - 1};"
+    expected = rf"has {tokens.vocabulary_size} entries and the teacher's vocabulary {tokens.vocabulary_size - 1} "
     with pytest.raises(InputError, match=expected):
         project.run(teacher)
     assert_nothing_published_but_given(project)
@@ -259,7 +259,7 @@ def test_a_teacher_of_another_tokenizer_is_refused_even_at_equal_size(make_proje
 def test_a_teacher_with_too_few_positions_is_refused_with_both_figures(make_project, tokens):
     project = make_project(teacher=LOADED)
     give(project, tiny_bert(vocabulary=tokens.vocabulary_size, positions=12))
-    with pytest.raises(InputError, match=rf"has {tokens.longest} tokens and the teacher .* has 12 positions; set"):
+    with pytest.raises(InputError, match=rf"has {tokens.longest} tokens and the teacher 12 positions .*; set"):
         project.run(teacher)
 
 
@@ -304,14 +304,14 @@ def test_each_epoch_visits_every_sequence_once_in_its_own_order_and_with_its_own
     assert sum(seen[0][text] != seen[1][text] for text in seen[0]) > 0.9 * len(seen[0])
 
 
-def test_a_batch_is_padded_and_points_at_its_masked_positions():
+def test_a_batch_is_padded_and_points_at_its_masked_positions_filled_up_to_a_round_number():
     one = np.array([2, 4, 9]), np.array([IGNORED, 7, IGNORED])
     two = np.array([2, 5]), np.array([IGNORED, 5])
     batch = Collator(pad_id=0)([one, two])
     assert batch["input_ids"].tolist() == [[2, 4, 9], [2, 5, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["rows"].tolist() == [1, 4]
-    assert batch["targets"].tolist() == [7, 5]
+    assert batch["rows"].tolist() == [1, 4] + 62 * [0]
+    assert batch["targets"].tolist() == [7, 5] + 62 * [IGNORED]
 
 
 def test_the_head_at_masked_positions_gives_the_loss_and_gradients_of_the_whole_model():

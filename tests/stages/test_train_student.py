@@ -18,7 +18,8 @@ from stages.context import Context
 from stages.distiller import latest_checkpoint
 from stages.errors import InputError, Interrupted, StageError
 from stages.models import load_tokenizer
-from storage import CorruptError, MismatchError
+from storage import CorruptError, LockedError, MismatchError
+from storage.work import lock
 
 RUN_STAGE = """
 import sys, yaml
@@ -162,7 +163,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(ready):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not project.artefacts.student.exists()
-    assert latest_checkpoint(next(project.artefacts.checkpoints.iterdir())) is not None
+    assert latest_checkpoint(next(project.artefacts.checkpoints.glob("*/"))) is not None
     subprocess.run(command, check=True, env=environment, capture_output=True)
     assert_same_weights(weights(project), expected)
 
@@ -179,7 +180,7 @@ def test_a_run_killed_before_its_publication_publishes_without_training_again(re
 def test_a_draft_checkpoint_of_a_killed_process_is_not_taken_for_one(ready):
     project = ready()
     project.run(train_student)
-    run = next(project.artefacts.checkpoints.iterdir())
+    run = next(project.artefacts.checkpoints.glob("*/"))
     newest = latest_checkpoint(run)
     (run / ".tmp-draft" / "checkpoint-99").mkdir(parents=True)
     (run / "checkpoint-99").mkdir()
@@ -191,7 +192,15 @@ def test_other_parameters_do_not_resume_another_runs_checkpoints(ready):
     project.run(train_student)
     project.set(train={"temperature": 4.0})
     project.run(train_student)
-    assert len(list(project.artefacts.checkpoints.iterdir())) == 2
+    assert len(list(project.artefacts.checkpoints.glob("*/"))) == 2
+
+
+def test_a_second_process_of_the_same_run_is_kept_out(ready):
+    project = ready()
+    project.run(train_student)
+    run = next(project.artefacts.checkpoints.glob("*/"))
+    with lock(project.artefacts.checkpoints, run.name), pytest.raises(LockedError, match="this training run"):
+        project.run(train_student)
 
 
 def test_frozen_positions_stay_as_they_were_initialised(ready):

@@ -49,6 +49,12 @@ def test_differing_fields_are_dotted_with_both_values():
     )
 
 
+def test_differing_fields_say_where_the_found_values_stand():
+    assert differing_fields({"layers": 6}, {"layers": 3}, found_in="in models/student-init/half") == (
+        "layers: 6 expected, 3 in models/student-init/half",
+    )
+
+
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=3))
 def test_equal_values_have_no_differing_fields(value):
     assert differing_fields(value, value) == ()

@@ -37,7 +37,7 @@ def test_a_writer_killed_at_random_moments_resumes_to_the_same_root_digest(tmp_p
         assert writer.stdout.readline() == "locked\n"
         if kills == 0:
             with (
-                pytest.raises(LockedError, match="another process writes the cache"),
+                pytest.raises(LockedError, match="another process works on the cache"),
                 CacheWork.open(tmp_path / "killed" / "work", description()),
             ):
                 pass

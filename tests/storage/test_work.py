@@ -122,7 +122,7 @@ def test_a_folder_begun_with_another_description_of_the_same_identity_is_refused
     other = dataclasses.replace(description, teacher_config={"model_type": "roberta"})
     with (
         pytest.raises(
-            MismatchError, match=r'teacher_config.model_type: "roberta" expected, "bert" in the cache'
+            MismatchError, match=r'teacher_config.model_type: "roberta" expected, "bert" in that folder'
         ) as error,
         CacheWork.open(tmp_path, other),
     ):

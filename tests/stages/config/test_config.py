@@ -69,11 +69,35 @@ def test_the_distilbert_recipe_has_the_published_values():
         ("corpus.source", "hub", "corpus.hub is null; allowed: its settings, as corpus.source is hub"),
         ("corpus.files", {"paths": [], "document": "line"}, r"corpus.files.paths is \(\); allowed: at least one"),
         ("teacher.train.attention_heads", 3, r"teacher.train.hidden_size is 32; allowed: a multiple of .*\(3\)"),
+        ("train.learning_rate", float("inf"), "train.learning_rate is inf; allowed: a finite number"),
+        ("train.learning_rate", "nan", "train.learning_rate is 'nan'; allowed: a finite number"),
+        ("train.learning_rate", "fast", "train.learning_rate is 'fast'; allowed: a finite number"),
+        pytest.param("train.temperature", 10**400, "temperature is 10+; allowed: a finite number", id="overflow"),
+        ("train.weights.kd", float("nan"), "train.weights.kd is nan; allowed: a finite number"),
+        ("cache.temperatures", [float("inf")], r"cache.temperatures\[0\] is inf; allowed: a finite number"),
+        ("train.weight_decay", -0.1, "train.weight_decay is -0.1; allowed: 0 or more"),
+        ("teacher.train.weight_decay", -0.1, "teacher.train.weight_decay is -0.1; allowed: 0 or more"),
+        ("train.adam_betas", [0.9], r"train.adam_betas is \[0.9\]; allowed: two numbers, each 0 <= x < 1"),
+        ("train.adam_betas", [0.9, 1], r"train.adam_betas is \[0.9, 1.0\]; allowed: two numbers, each 0 <= x < 1"),
+        ("train.adam_betas", [-0.1, 0.9], r"train.adam_betas is \[-0.1, 0.9\]; allowed: two numbers, each 0 <= x < 1"),
+        ("train.adam_epsilon", 0, "train.adam_epsilon is 0.0; allowed: more than 0"),
+        ("train.max_grad_norm", 0, "train.max_grad_norm is 0.0; allowed: more than 0"),
     ],
 )
 def test_a_bad_value_is_refused_naming_key_value_and_what_is_allowed(key, value, message):
     with pytest.raises(ConfigError, match=message):
         load_config(changed(tiny_params(), key, value))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("section", ["corpus", "tokenize", "masking", "teacher.train", "students.half", "train"])
+def test_a_seed_that_a_generator_would_not_take_is_refused(section, seed):
+    key = f"{section}.seed"
+    load_config(changed(tiny_params(), key, 2**32 - 1))
+    with pytest.raises(
+        ConfigError, match=rf"{section.replace('half', '.*')}.seed is {seed}; allowed: 0 <= x < 2\*\*32"
+    ):
+        load_config(changed(tiny_params(), key, seed))
 
 
 def test_a_missing_key_is_named_with_what_it_holds():
