@@ -103,8 +103,7 @@ def train_student(config: Config, context: Context) -> None:
     """Train the student from the cache alone.
 
     Which one is train.student. Reads cache/current and models/student-init, writes models/student, runs/train.json and
-    runs/train.csv; keeps checkpoints/ to resume from. Several GPUs: torchrun --nproc-per-node N -m pipeline
-    train-student.
+    runs/train.csv; keeps checkpoints/ to resume from.
     """
     from stages import train_student as stage
 
