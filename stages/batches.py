@@ -133,7 +133,7 @@ class PlannedBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         shards = ResidentShards(self._reader)
-        pad_id = self._reader.description.special_tokens["pad"] or 0
+        pad_id = self._reader.description.pad_id
         for step in self._steps:
             ids = self._reader.shards("train", self._plan.variant(step))
             sequences = self._plan.batch(step)[self._rank :: self._world_size]
@@ -147,7 +147,7 @@ class PlannedBatches(IterableDataset[Batch]):
 
 def split_batches(reader: CacheReader, split: Split, *, batch_size: int, wanted: Wanted) -> Iterator[Batch]:
     """All sequences of a split in order, `batch_size` at a time (fewer at the end of a shard)."""
-    pad_id = reader.description.special_tokens["pad"] or 0
+    pad_id = reader.description.pad_id
     for shard in reader.shards(split):
         arrays = reader.load(shard)
         for begin in range(0, len(arrays.sequence_ids), batch_size):

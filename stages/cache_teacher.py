@@ -63,7 +63,7 @@ def run(config: Config, context: Context) -> None:
     computer = TargetsComputer(
         teacher,
         temperatures=description.temperatures,
-        pad_id=description.special_tokens["pad"] or 0,
+        pad_id=description.pad_id,
         batch_tokens=config.cache.batch_tokens,
     )
     with CacheWork.open(artefacts.cache_work, description) as work:
@@ -78,12 +78,13 @@ def run(config: Config, context: Context) -> None:
         context.progress.begin(
             "cache the teacher", sum(_tokens(tokens, description, shard) for shard in missing), "tokens"
         )
+        maskers = {split: Masker.of(config.masking, tokens, split) for split in SPLITS}
         for shard in missing:
             context.stop_if_asked(
                 f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.folder}"
             )
             layout = description.splits[shard.split].layout
-            seen = mask_shard(tokens, Masker.of(config.masking, tokens, shard.split), shard, description.span(shard))
+            seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard))
             targets = computer.compute(seen, layout)
             figures = {"retained_mass": retained_mass(targets, description.temperatures)}
             written = work.publish(shard, targets, _computed_with(config, context), figures)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storage.files import TEMPORARY, discard, move_folder, sync_tree
+from storage.files import TEMPORARY, discard, move_folder, sync_tree, write_durably
 
 
 @contextmanager
@@ -54,6 +54,4 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".tmp-{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    write_durably(path, text.encode("utf-8"))

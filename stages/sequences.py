@@ -28,11 +28,6 @@ _REDO = "run: pipeline tokenize"
 TokenIds = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
-def id_dtype(vocabulary_size: int) -> np.dtype[Any]:
-    """The dtype of token ids: u2 where they leave its largest value free (FORMAT.md, section 3), u4 otherwise."""
-    return np.dtype("<u2" if vocabulary_size <= np.iinfo(np.uint16).max else "<u4")
-
-
 class SequenceWriter:
     """Writes one split. Row n of the file is sequence n; a row has `input_ids` and their number, `length`."""
 

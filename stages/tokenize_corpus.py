@@ -27,10 +27,10 @@ from stages.sequences import (
     SequenceWriter,
     TokenIds,
     TokenStore,
-    id_dtype,
     write_description,
 )
 from stages.tokenizer import load_for_masking, special_token_ids, train_wordpiece
+from storage.arrays import id_dtype
 from storage.layout import SPLITS, Split
 
 _BATCH_CHARACTERS = 1_000_000

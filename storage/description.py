@@ -89,6 +89,11 @@ class CacheDescription:
         return fingerprint(self.spec, self.content)
 
     @property
+    def pad_id(self) -> int:
+        """What to fill sequences up with; 0 where the tokenizer has no padding token: attention masks leave it out."""
+        return self.special_tokens.get("pad") or 0
+
+    @property
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know, by name, over all splits."""
         return tuple(sorted({name for split in self.splits.values() for name in split.layout.required_features}))

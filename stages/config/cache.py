@@ -8,10 +8,20 @@ from typing import Literal
 from stages.config.base import require
 from storage import HiddenName, Layout, LogitsName, PositionsName, Split
 
-PRESETS: dict[str, dict[str, str | int]] = {
-    "lossless": {"hidden": "float32", "logits": "float32", "top_k": 64},
-    "exact": {"hidden": "float16", "logits": "float16", "top_k": 64},
-    "balanced": {"hidden": "int8", "logits": "grid", "top_k": 32},
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Values that a preset's name stands for."""
+
+    hidden: HiddenName
+    logits: LogitsName
+    top_k: int
+
+
+PRESETS = {
+    "lossless": Preset(hidden="float32", logits="float32", top_k=64),
+    "exact": Preset(hidden="float16", logits="float16", top_k=64),
+    "balanced": Preset(hidden="int8", logits="grid", top_k=32),
 }
 """Named points on the ladder of size against error; figures in docs/performance.md. A field that is set beside `preset` wins."""
 
@@ -76,17 +86,17 @@ class CacheConfig:
 
     @property
     def train_hidden(self) -> HiddenName:
-        return self.hidden or PRESETS[self.preset]["hidden"]  # type: ignore[return-value]
+        return self.hidden or PRESETS[self.preset].hidden
 
     @property
     def train_logits(self) -> LogitsName:
-        return self.logits or PRESETS[self.preset]["logits"]  # type: ignore[return-value]
+        return self.logits or PRESETS[self.preset].logits
 
     @property
     def train_top_k(self) -> int:
         if self.top_k is not None:
             return self.top_k
-        return 0 if self.train_logits == "none" else int(PRESETS[self.preset]["top_k"])
+        return 0 if self.train_logits == "none" else PRESETS[self.preset].top_k
 
     @property
     def declared_temperatures(self) -> tuple[float, ...]:
@@ -102,9 +112,9 @@ class CacheConfig:
         if split == "train":
             hidden, logits, top_k, positions = self.train_hidden, self.train_logits, self.train_top_k, self.positions
         else:
-            name = "lossless" if self.preset == "lossless" else "exact"
-            hidden, logits = PRESETS[name]["hidden"], PRESETS[name]["logits"]  # type: ignore[assignment]
-            top_k, positions = min(int(PRESETS[name]["top_k"]), vocabulary_size), "all"
+            yardstick = PRESETS["lossless" if self.preset == "lossless" else "exact"]
+            hidden, logits = yardstick.hidden, yardstick.logits
+            top_k, positions = min(yardstick.top_k, vocabulary_size), "all"
         return Layout(
             positions=positions,
             hidden=hidden,

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.errors import InputError
-from stages.sequences import COUNTS, SequenceSplit, SequenceWriter, TokenStore, files_digest, id_dtype
+from stages.sequences import COUNTS, SequenceSplit, SequenceWriter, TokenStore, files_digest
+from storage.arrays import id_dtype
 
 LENGTHS = [3, 5, 4, 4, 6, 3, 7]
 
