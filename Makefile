@@ -5,11 +5,17 @@ INSTALLED := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := -m pip --disable-pip-version-check -qq
 
-.PHONY: demo test check campaign lock clean
+.PHONY: demo table test check campaign lock clean
 
 demo: $(INSTALLED)  ## the whole road on the embedded default, about 12 minutes on two cores
 	$(BIN)/dvc repro
-	@echo; echo "the student on text that it was not trained on (runs/evaluation.json):"; cat runs/evaluation.json
+	@echo; echo "what came out, to look at: report/index.html"
+
+table: $(INSTALLED)  ## students from the cache beside MLM alone and random weights, two seeds: another 10 minutes
+	$(BIN)/dvc repro
+	$(BIN)/pipeline compare
+	$(BIN)/dvc repro -q -s -f report
+	@echo "the table is in runs/comparison.md and in report/index.html"
 
 test: $(INSTALLED)  ## all tests but the campaigns
 	$(BIN)/python -m pytest -m "not campaign"
@@ -29,7 +35,7 @@ TORCH ?= 2.13.0
 lock:  ## resolve the ranges of pyproject.toml afresh and pin what comes out
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev]"
+	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev,encoder]"
 	echo "# Every package at its version, written by \`make lock\` from the ranges in pyproject.toml." > build/lock/header
 	build/lock/bin/python $(PIP) freeze --all --exclude pip --exclude teacher-cache \
 	  | sed 's/+[a-z0-9.]*$$//' | cat build/lock/header - > requirements.lock

@@ -121,3 +121,30 @@ def evaluate(config: Config, context: Context) -> None:
     from stages import evaluate as stage
 
     stage.run(config, context)
+
+
+@cli.command()
+@stage_command(tensors=False)
+def report(config: Config, context: Context) -> None:
+    """Show what the run did, on one page.
+
+    Reads the figures in runs/ and cache/, and runs/comparison.json where it is there; writes report/index.html, which
+    needs no network, and its plots. Parameters: those that the run recorded.
+    """
+    from stages import report as stage
+
+    stage.run(config, context)
+
+
+@cli.command()
+@stage_command()
+def compare(config: Config, context: Context) -> None:
+    """Train students side by side from one cache.
+
+    Each run of compare.runs for each seed: train-student with some values changed, then evaluate. Writes
+    runs/comparison.json and runs/comparison.md. Stopped at any moment, it goes on where it was. Parameters: compare, and
+    those of train-student and evaluate.
+    """
+    from pipeline import compare as comparison
+
+    comparison.compare(config, context)

@@ -1,11 +1,13 @@
-"""What the process is told by its surroundings (torchrun's ranks, cores), and what it tells the libraries."""
+"""What the process is told by its surroundings (torchrun's ranks, cores, git), and what it tells the libraries."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from stages.errors import ConfigError
@@ -20,6 +22,9 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Read by the libraries when they are imported. What the user has set stays."""
+
+WRITTEN_BY_STAGES = ("dvc.lock", "runs", "cache")
+"""Paths of the project folder that git tracks and the stages write: during `dvc repro` they always differ."""
 
 
 def quiet_libraries(*, debug: bool) -> None:
@@ -36,6 +41,27 @@ def quiet_libraries(*, debug: bool) -> None:
 def available_cores() -> int:
     """Cores this process may use, which in a job or container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit that `folder` is at, ` (modified)` added where files tracked in its repository differ from it.
+
+    None outside of git, before the first commit and where git is not installed. `WRITTEN_BY_STAGES` may differ.
+    """
+    excluded = [f":(exclude){path}" for path in WRITTEN_BY_STAGES]
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", *excluded)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit} (modified)" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # Without the optional locks, a status does not get in the way of a git command of the user's.
+    command = ["git", "--no-optional-locks", *arguments]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pipeline.environment import Ranks, available_cores, quiet_libraries
+from pipeline.environment import Ranks, available_cores, git_commit, quiet_libraries
 from pipeline.failures import reported
 from pipeline.params import read_config
 from pipeline.progress import Reporter, make_reporter
@@ -53,4 +53,5 @@ def _context(
         world_size=ranks.world_size,
         should_stop=stop.requested,
         progress=progress,
+        commit=git_commit(project),
     )

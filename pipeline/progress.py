@@ -1,13 +1,14 @@
 """How a stage's progress is shown: a live line on a terminal, sparse plain lines elsewhere, nothing on other ranks.
 
-Progress goes to stderr and the summary to stdout, so that `pipeline evaluate > figures.txt` keeps the figures only.
+Progress goes to stderr and tables to stdout, so that `pipeline evaluate > figures.txt` keeps the figures only.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -18,6 +19,8 @@ LINE_SECONDS = 10.0
 """No two plain lines about the same task come closer than this."""
 SIGN_OF_LIFE_SECONDS = 60.0
 """A plain line comes at least this often; in between, one per tenth of the task."""
+RATE_SECONDS = 3.0
+"""A task shorter than this says nothing about how fast the machine is."""
 
 
 class Reporter(Progress, Protocol):
@@ -34,7 +37,7 @@ def make_reporter(stage: str, rank: int = 0) -> Reporter:
     """The reporter that suits where stderr goes."""
     if rank != 0:
         return SilentReporter()
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # an editor's shell cannot redraw a line
         from pipeline.live_progress import LiveReporter
 
         return LiveReporter(stage)
@@ -55,38 +58,59 @@ class SilentReporter(Silent):
 
 @dataclass
 class Task:
-    """One task of a stage, and how far it is."""
+    """One task of a stage, and how far it is. Times are seconds of one clock."""
 
     name: str
     total: int | None
     unit: str
+    """Plural."""
     started: float
-    done: int = 0
-    figures: dict[str, Figure] = field(default_factory=dict)
+    before: int = 0
+    """Units that an earlier run had done; they say nothing about how fast this one is."""
+    made: int = 0
+    advanced: float = 0.0
+    """When a unit was last done."""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
-    def advance(self, amount: int, figures: Mapping[str, Figure]) -> None:
+    @property
+    def done(self) -> int:
+        """Units done by now, in all runs."""
+        return self.before + self.made
+
+    def advance(self, amount: int, figures: Mapping[str, Figure], now: float) -> None:
         """Count `amount` more units and remember the newest figures."""
-        self.done += amount
-        self.figures.update(figures)
+        if amount:
+            self.made, self.advanced = self.made + amount, now
+        self.figures = {**self.figures, **figures}  # a new one: the thread that draws may be reading the old one
+
+    def amount(self, now: float) -> str:
+        """Units done and time left; `12 of 30 shards, 4.2 s left`."""
+        if not self.total:
+            return f"{counted(self.done, self.unit)} in {duration(now - self.started)}"
+        amount = f"{self.done:,} of {counted(self.total, self.unit)}"
+        if not self.made or self.done >= self.total:
+            return amount
+        expected = (self.advanced - self.started) / self.made * (self.total - self.done)
+        return f"{amount}, {duration(max(0.0, expected - (now - self.advanced)))} left"
 
     def running(self, now: float) -> str:
         """One line while it runs: share, units, time left, figures."""
+        amount = f"{self.done / self.total:.0%} ({self.amount(now)})" if self.total else self.amount(now)
+        return with_figures(f"{self.name}: {amount}", self.figures)
+
+    def finished(self, now: float, width: int | None = None) -> str:
+        """One line once it is over: what was done in what time, how fast, and the figures that `width` has room for."""
         seconds = now - self.started
-        if not self.total:
-            return self._line(f"{self.done:,} {self.unit} in {duration(seconds)}")
-        left = f", {duration(seconds / self.done * (self.total - self.done))} left" if self.done else ""
-        return self._line(f"{self.done / self.total:.0%} ({self.done:,} of {self.total:,} {self.unit}{left})")
-
-    def finished(self, now: float) -> str:
-        """One line once it is over: what was done in what time."""
-        return self._line(f"{self.done:,} {self.unit} in {duration(now - self.started)}")
-
-    def _line(self, amount: str) -> str:
-        return ", ".join([f"{self.name}: {amount}", *(f"{k} {show(v)}" for k, v in self.figures.items())])
+        earlier = f"{counted(self.done, self.unit)}, the last {self.made:,}" if self.before else None
+        amount = f"{earlier or counted(self.done, self.unit)} in {duration(seconds)}"
+        if seconds >= RATE_SECONDS and self.made:
+            amount += f" ({rate(self.made, self.unit, seconds)})"
+        name = self.name if width is None else shortened(self.name, width - len(amount) - 2)
+        return with_figures(f"{name}: {amount}", self.figures, width)
 
 
 class LineReporter:
-    """One line when a task is over, one per message, and the summary: what every shown progress has."""
+    """One line when a task is over, one per message, and the tables: what every shown progress has."""
 
     def __init__(
         self, stage: str, write: Callable[[str], None] | None = None, clock: Callable[[], float] = time.monotonic
@@ -105,28 +129,43 @@ class LineReporter:
         if kind is None:
             self._finish()
 
-    def begin(self, task: str, total: int | None, unit: str) -> None:
+    @property
+    def width(self) -> int | None:
+        """Columns that a line about a task may take; None: any number."""
+        return None
+
+    def begin(self, task: str, total: int | None, unit: str, done: int = 0) -> None:
         """Start a task; the one before is over."""
         self._finish()
-        self._task = Task(task, total, unit, self._clock())
+        self._task = Task(task, total, unit, self._clock(), before=done)
 
     def advance(self, amount: int = 1, **figures: Figure) -> None:
         """Count."""
         if self._task is not None:
-            self._task.advance(amount, figures)
+            self._task.advance(amount, figures, self._clock())
 
     def message(self, text: str) -> None:
         """Write one line, with the stage's name before it."""
         self._write(f"{self._stage}: {text}")
 
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
-        """Print the table to stdout."""
+        """Print names and values to stdout."""
         self._finish()
+        from pipeline.summary import print_summary
+
         print_summary(title, rows)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
+        """Print results side by side to stdout."""
+        self._finish()
+        from pipeline.summary import print_table
+
+        print_table(title, columns, rows)
 
     def _finish(self) -> None:
         if self._task is not None:
-            self.message(self._task.finished(self._clock()))
+            width = None if self.width is None else self.width - len(f"{self._stage}: ")
+            self.message(self._task.finished(self._clock(), width))
             self._task = None
 
 
@@ -136,10 +175,10 @@ class PlainReporter(LineReporter):
     _line_at = 0.0
     _line_done = 0
 
-    def begin(self, task: str, total: int | None, unit: str) -> None:
+    def begin(self, task: str, total: int | None, unit: str, done: int = 0) -> None:
         """Start a task; the one before is over."""
-        super().begin(task, total, unit)
-        self._line_at, self._line_done = self._clock(), 0
+        super().begin(task, total, unit, done)
+        self._line_at, self._line_done = self._clock(), done
 
     def advance(self, amount: int = 1, **figures: Figure) -> None:
         """Count, and write a line where one is due."""
@@ -153,21 +192,42 @@ class PlainReporter(LineReporter):
             self.message(self._task.running(now))
 
 
-def print_summary(title: str, rows: Mapping[str, Figure]) -> None:
-    """Print names and values in two columns to stdout, below a title."""
-    shown = {name: show(value) for name, value in rows.items()}
-    names = max(map(len, shown), default=0)
-    values = max(map(len, shown.values()), default=0)
-    lines = [title, *(f"  {name:<{names}}  {value:>{values}}" for name, value in shown.items())]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-
-
 def show(value: Figure) -> str:
     """A figure for people: thousands separated, floats to four significant digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    match value:
+        case bool() | str():
+            return str(value)
+        case float() if abs(value) < 1000:
+            return f"{value:.4g}"
+        case _:
+            return f"{value:,.0f}"
+
+
+def counted(number: int, unit: str) -> str:
+    """`1 step`, `2,000 steps`; `unit` is the plural."""
+    return f"{number:,} {unit.removesuffix('s') if number == 1 else unit}"
+
+
+def rate(number: int, unit: str, seconds: float) -> str:
+    """`6,120 tokens/s`, `3.2 steps/s`; `4.2 s per shard` where one takes longer than a second."""
+    if number < seconds:
+        return f"{duration(seconds / number)} per {unit.removesuffix('s')}"
+    return f"{number / seconds:,.{0 if number >= 10 * seconds else 1}f} {unit}/s"
+
+
+def with_figures(line: str, figures: Mapping[str, Figure], width: int | None = None) -> str:
+    """The line and its figures after it, as many as fit into `width`."""
+    for name, value in figures.items():
+        longer = f"{line}, {name} {show(value)}"
+        if width is not None and len(longer) > width:
+            break
+        line = longer
+    return line
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, its end replaced by dots where it is longer than `width`."""
+    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 
 
 def duration(seconds: float) -> str:

@@ -49,7 +49,7 @@ class StopRequest:
             _say(b"\nstopping at the next safe point; once more stops at once\n")
         else:
             if os.isatty(2):
-                _say(_SHOW_CURSOR)
+                _say(b"\n" + _SHOW_CURSOR)  # the prompt starts on a line of its own
             os._exit(128 + number)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import numpy as np
 import torch
 
+from stages.cache_figures import COLUMNS, POSITIONS, TrainFigures, shard_figures
 from stages.config import Config, cache_spec, to_plain
 from stages.config.base import refuse
 from stages.context import Context
@@ -15,11 +15,11 @@ from stages.errors import InputError
 from stages.heads import Head
 from stages.masking import Masker
 from stages.models import load_masked_lm, load_model_config, load_tokenizer, require_model, weights_digest
-from stages.outputs import write_json
+from stages.outputs import write_csv, write_json
 from stages.provenance import RESOLVED, read_resolved, write_resolved
 from stages.sequences import TokenStore
 from stages.teacher_fit import check_teacher_fits
-from stages.teacher_targets import TargetsComputer, mask_shard, retained_mass
+from stages.teacher_targets import TargetsComputer, mask_shard
 from storage import (
     SPLITS,
     CacheDescription,
@@ -86,7 +86,9 @@ def run(config: Config, context: Context) -> None:
             layout = description.splits[shard.split].layout
             seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard))
             targets = computer.compute(seen, layout)
-            figures = {"retained_mass": retained_mass(targets, description.temperatures)}
+            rows = seen.rows(layout)
+            masked = (seen.masked if rows is None else seen.masked[rows]) == 1
+            figures = shard_figures(targets, masked, description.temperatures)
             written = work.publish(shard, targets, _computed_with(config, context), figures)
             context.progress.advance(len(seen.original_ids), shard=str(shard), megabytes=round(written / 1e6, 2))
         root_digest = work.finish(artefacts.cache)
@@ -123,7 +125,7 @@ def _check_origin(config: Config, context: Context) -> None:
 
     A folder that no stage of ours made says nothing of its parameters; its digest is part of the identity all the same.
     """
-    trained = ("teacher", "masking") if config.teacher.source == "train" else ("teacher",)
+    trained = ("teacher",) if config.teacher.training is None else ("teacher", "masking")
     artefacts = context.artefacts
     for folder, sections, command in (
         (artefacts.documents, ("corpus",), "corpus"),
@@ -199,43 +201,37 @@ def _computed_with(config: Config, context: Context) -> dict[str, str | int]:
 
 
 def _report(config: Config, context: Context, root_digest: str, computed: int, seconds: float) -> None:
+    """Write cache/run.json, cache/distributions.csv and the parameters beside them."""
     artefacts = context.artefacts
     reader = CacheReader(artefacts.cache)
+    train = TrainFigures(reader)
     size = sum(file.stat().st_size for file in artefacts.cache.rglob("*") if file.is_file())
-    shards = reader.shards("train")
-    positions = {shard: reader.shard_counts(shard)["rows"] for shard in shards}
-    mass: dict[str, float] = {}
-    for shard in shards:  # the mean over positions
-        for temperature, kept in reader.shard_figures(shard)["retained_mass"].items():
-            mass[temperature] = mass.get(temperature, 0.0) + kept * positions[shard] / sum(positions.values())
-    mass = {temperature: round(kept, 4) for temperature, kept in mass.items()}
     rows = {split: counts["rows"] for split, counts in reader.counts.items()}
-    train_bytes = sum(
-        file.stat().st_size for file in (artefacts.cache / "shards").glob("train-*/**/*") if file.is_file()
-    )
-    write_json(
-        artefacts.cache_run,
-        {
-            "fingerprint": reader.description.fingerprint,
-            "root_digest": root_digest,
-            "positions": rows,
-            "bytes": size,
-            "bytes_per_train_position": round(train_bytes / max(1, rows["train"]), 1),
-            "retained_mass": mass,
-            "shards_computed": computed,
-            "seconds": round(seconds, 1),
-        },
-    )
+    figures = {
+        "fingerprint": reader.description.fingerprint,
+        "root_digest": root_digest,
+        "positions": rows,
+        "bytes": size,
+        "bytes_per_train_position": train.total_bytes_per_position(),
+        "bytes_per_position": train.bytes_per_position(),
+        "retained_mass": train.retained_mass(),
+        **{positions: train.of(positions) for positions in POSITIONS},
+        "shards_computed": computed,
+        "seconds": round(seconds, 1),
+    }
+    write_json(artefacts.cache_run, figures)
+    write_csv(artefacts.cache_distributions, COLUMNS, train.histograms())
     write_resolved(artefacts.cache_run.with_name("resolved-config.json"), config, *SECTIONS)
+    mass = ", ".join(f"{kept:.3f} at T = {t}" for t, kept in train.retained_mass().items())
     context.progress.summary(
         "teacher cache",
         {
             "fingerprint": reader.description.fingerprint[:12],
             "root digest": root_digest[:12],
-            "positions": json.dumps(rows).strip("{}").replace('"', ""),
+            **{f"{split} positions": count for split, count in rows.items()},
             "megabytes": round(size / 1e6, 1),
-            "bytes per train position": round(train_bytes / max(1, rows["train"]), 1),
-            "retained mass": ", ".join(f"{m:.3f} at T = {t}" for t, m in mass.items()) or "no logits kept",
+            "bytes per train position": train.total_bytes_per_position(),
+            "retained mass": mass or "no logits kept",
             "shards computed": f"{computed} of {len(reader.description.shard_ids())}",
             "seconds": round(seconds, 1),
         },

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +15,11 @@ Figure = str | int | float
 class Progress(Protocol):
     """Where a stage reports what it does. The terminal, a log file and a test implement it."""
 
-    def begin(self, task: str, total: int | None, unit: str) -> None:
-        """Start a task of `total` units (None: unknown)."""
+    def begin(self, task: str, total: int | None, unit: str, done: int = 0) -> None:
+        """Start a task of `total` units (None: unknown), of which an earlier run has `done` some.
+
+        `unit` is a plural in -s: it is shown without the s where there is one.
+        """
 
     def advance(self, amount: int = 1, **figures: Figure) -> None:
         """`amount` more units are done; `figures` are shown beside the bar (loss, bytes)."""
@@ -27,11 +30,14 @@ class Progress(Protocol):
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
         """The result of the stage: a small table of names and values."""
 
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
+        """Several results side by side: a row each, its name first, with a figure for every other column."""
+
 
 class Silent:
     """A `Progress` that shows nothing."""
 
-    def begin(self, task: str, total: int | None, unit: str) -> None:
+    def begin(self, task: str, total: int | None, unit: str, done: int = 0) -> None:
         """Show nothing."""
 
     def advance(self, amount: int = 1, **figures: Figure) -> None:
@@ -43,12 +49,21 @@ class Silent:
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
         """Show nothing."""
 
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
+        """Show nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Artefacts:
     """Where each stage's files lie, below the project folder. The names are the ones in dvc.yaml."""
 
     project: Path
+    run: str | None = None
+    """Name of one run of a comparison: its student and figures lie in folders of their own, all else is shared."""
+
+    def of_run(self, name: str) -> Artefacts:
+        """The same project with the student and the figures of the run `name` kept apart."""
+        return replace(self, run=name)
 
     @property
     def documents(self) -> Path:
@@ -68,7 +83,8 @@ class Artefacts:
 
     @property
     def student(self) -> Path:
-        return self.project / "models" / "student"
+        models = self.project / "models"
+        return models / "student" if self.run is None else models / "comparison" / self.run
 
     @property
     def cache_work(self) -> Path:
@@ -88,7 +104,24 @@ class Artefacts:
 
     @property
     def runs(self) -> Path:
-        return self.project / "runs"
+        runs = self.project / "runs"
+        return runs if self.run is None else runs / "comparison" / self.run
+
+    @property
+    def report(self) -> Path:
+        return self.project / "report"
+
+    @property
+    def cache_distributions(self) -> Path:
+        return self.project / "cache" / "distributions.csv"
+
+    @property
+    def comparison(self) -> Path:
+        return self.project / "runs" / "comparison.json"
+
+    def speed(self, name: str) -> Path:
+        """File with size and speed of the student called `name`, and of the teacher beside it."""
+        return self.project / "runs" / f"speed-{name}.json"
 
 
 def never() -> bool:
@@ -109,6 +142,8 @@ class Context:
     world_size: int = 1
     should_stop: Callable[[], bool] = never
     progress: Progress = field(default_factory=Silent)
+    commit: str | None = None
+    """Git commit of the project folder, ` (modified)` added where files differ from it; None outside of git."""
 
     def stop_if_asked(self, kept: str) -> None:
         """Raise `Interrupted` if a stop was asked for; `kept` says what is safe on disk."""

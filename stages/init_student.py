@@ -1,44 +1,82 @@
-"""Stage `init-student`: the initial weights of one student, from the teacher's blocks or from a seed."""
+"""Stage `init-student`: the initial weights of one student, and its size and speed beside the teacher's."""
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stages.config import Config, ConfigError, suggest
+from stages.config import Config, ConfigError, StudentConfig, suggest
 from stages.config.base import refuse
-from stages.context import Context
+from stages.context import Artefacts, Context
 from stages.errors import InputError
-from stages.models import count_parameters, load_masked_lm, load_model_config, load_tokenizer, require_model
-from stages.outputs import whole_folder
+from stages.models import (
+    folder_bytes,
+    load_masked_lm,
+    load_model_config,
+    load_tokenizer,
+    masked_lm_from_config,
+    require_model,
+)
+from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
+from stages.speed import MAX_TOKENS, compare_speed
 from stages.students import INPUTS, build_student, copy_teacher, layer_map
 from storage import CacheReader
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def run(config: Config, context: Context, name: str) -> None:
-    """Write `models/student-init/<name>`: a Hugging Face folder with weights, configuration and tokenizer.
+    """Write `models/student-init/<name>` and, in `runs/speed-<name>.json`, size and speed of student and teacher.
+
+    Raises as `write_initial_weights` does, and `Interrupted` between two measurements.
+    """
+    write_initial_weights(config, context, name)
+    artefacts, student = context.artefacts, config.students[name]
+    teacher_config, _ = _teacher_shape(artefacts, name)
+    figures = _measure(config, context, name, teacher_config)
+    write_json(artefacts.speed(name), figures)
+    ratio = figures["ratio"]
+    rows: dict[str, str | int] = {
+        "blocks": f"{student.layers} of the teacher's {teacher_config['num_hidden_layers']}",
+        "hidden size": student.hidden_size or teacher_config["hidden_size"],
+        "parameters": f"{figures['student']['parameters']:,} ({ratio['parameters']:.0%} of the teacher's)",
+        "megabytes": f"{figures['student']['bytes'] / 1e6:.1f} ({ratio['bytes']:.0%} of the teacher's)",
+    }
+    for device in ("cpu", "cuda"):
+        if device in ratio:
+            rows[f"{device.upper()} latency"] = (
+                f"{figures['student'][device]['latency_ms']:.2f} ms: {1 / ratio[device]['latency']:.1f} times the teacher's speed"
+            )
+            rows[f"{device.upper()} throughput"] = (
+                f"{figures['student'][device]['sequences_per_second']:,.0f} sequences/s: "
+                f"{ratio[device]['throughput']:.1f} times the teacher's"
+            )
+    rows["weights from"] = (
+        f"random, seed {student.seed}"
+        if student.initialise == "random"
+        else f"teacher blocks {', '.join(map(str, layer_map(student, name, teacher_config['num_hidden_layers'])))}"
+    )
+    context.progress.summary(f"student {name}", rows)
+
+
+def write_initial_weights(config: Config, context: Context, name: str) -> None:
+    """Write `models/student-init/<name>` alone: a Hugging Face folder with weights, configuration and tokenizer.
 
     `initialise: teacher` copies blocks of `models/teacher`. `initialise: random` needs only the teacher's configuration
-    and tokenizer, and takes them from the cache where there is no teacher.
+    and tokenizer, and takes them from the cache where there is no teacher. Raises `ConfigError` for a student that is not
+    declared or not possible, `InputError` where what it is made from is missing.
     """
-    if name not in config.students:
-        raise ConfigError(f"student {name!r} is not in students; {suggest(name, config.students)}")
-    student = config.students[name]
-    artefacts = context.artefacts
+    student, artefacts = _declared(config, name), context.artefacts
     if student.initialise == "teacher":
         require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-        teacher = load_masked_lm(artefacts.teacher)
-        teacher_config = load_model_config(artefacts.teacher)
-        model = build_student(student, name, teacher_config)
+    teacher_config, tokenizer_folder = _teacher_shape(artefacts, name)
+    model = build_student(student, name, teacher_config)
+    if student.initialise == "teacher":
         blocks = layer_map(student, name, teacher_config["num_hidden_layers"])
-        copy_teacher(model, teacher, blocks)
-        tokenizer = load_tokenizer(artefacts.teacher, inputs=INPUTS)
-        origin = f"teacher blocks {', '.join(map(str, blocks))}"
-    else:
-        teacher_config, tokenizer_folder = _without_weights(context, name)
-        model = build_student(student, name, teacher_config)
-        tokenizer = load_tokenizer(tokenizer_folder, inputs=INPUTS)
-        origin = f"random, seed {student.seed}"
+        copy_teacher(model, load_masked_lm(artefacts.teacher), blocks)
     if model.config.max_position_embeddings < config.tokenize.sequence_tokens:
         raise refuse(
             "tokenize.sequence_tokens",
@@ -47,21 +85,18 @@ def run(config: Config, context: Context, name: str) -> None:
         )
     with whole_folder(artefacts.student_init(name)) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        load_tokenizer(tokenizer_folder, inputs=INPUTS).save_pretrained(folder)
         write_resolved(folder, config, f"students.{name}")
-    context.progress.summary(
-        f"student {name}",
-        {
-            "blocks": student.layers,
-            "hidden size": model.config.dim,
-            "parameters": count_parameters(model),
-            "weights from": origin,
-        },
-    )
 
 
-def _without_weights(context: Context, name: str) -> tuple[dict[str, Any], Any]:
-    artefacts = context.artefacts
+def _declared(config: Config, name: str) -> StudentConfig:
+    if name not in config.students:
+        raise ConfigError(f"student {name!r} is not in students; {suggest(name, config.students)}")
+    return config.students[name]
+
+
+def _teacher_shape(artefacts: Artefacts, name: str) -> tuple[dict[str, Any], Path]:
+    """The teacher's configuration and the folder of its tokenizer: from the teacher, or from the cache where there is none."""
     if artefacts.teacher.is_dir():
         return load_model_config(artefacts.teacher), artefacts.teacher
     if not artefacts.cache.is_dir():
@@ -71,3 +106,26 @@ def _without_weights(context: Context, name: str) -> tuple[dict[str, Any], Any]:
         )
     reader = CacheReader(artefacts.cache)
     return reader.description.teacher_config, artefacts.cache / "tokenizer"
+
+
+def _measure(config: Config, context: Context, name: str, teacher_config: dict[str, Any]) -> dict[str, Any]:
+    artefacts = context.artefacts
+    folder = artefacts.student_init(name)
+    # Size and speed are those of the shape: the teacher's own weights need not be read, nor be there.
+    student, teacher = load_masked_lm(folder), masked_lm_from_config(teacher_config)
+    positions = (model.config.max_position_embeddings for model in (student, teacher))
+    return compare_speed(
+        student,
+        teacher,
+        student_bytes=folder_bytes(folder),
+        teacher_bytes=folder_bytes(artefacts.teacher) or _saved_bytes(teacher),
+        sequence_tokens=min(MAX_TOKENS, config.tokenize.sequence_tokens, *positions),
+        context=context,
+    )
+
+
+def _saved_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights as they would be saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return folder_bytes(Path(folder))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, set_seed
 
 from stages.config import SourceConfig
 from stages.errors import InputError
@@ -32,6 +33,46 @@ def load_masked_lm(
     configuration describes or lack the encoder or the masked-LM head (transformers would fill those with random numbers
     and only warn).
     """
+    model, missing = _load_masked_lm(name, revision=revision, attention=attention, dtype=dtype)
+    if missing:
+        raise InputError(
+            f"the weights in {name} lack {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...); "
+            "expected a model with its masked-LM head, not a bare encoder"
+        )
+    torch.nn.Module.to(model, device)  # transformers hides the signature of model.to
+    model.train(False)
+    return model
+
+
+def masked_lm_from_config(config: Mapping[str, Any]) -> PreTrainedModel:
+    """A masked language model of this shape (from `load_model_config`) with random weights: float32, CPU, eval mode."""
+    model: PreTrainedModel = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]  # it has no annotations
+        AutoConfig.for_model(**config), attn_implementation="sdpa", dtype=torch.float32
+    )
+    model.train(False)
+    return model
+
+
+def load_encoder(name: str | Path, *, revision: str | None = None, seed: int) -> tuple[PreTrainedModel, bool]:
+    """A pretrained encoder as a masked language model, and whether it brought its head; else that has random weights.
+
+    In float32 on the CPU, with eager attention, which trains fastest there on short sequences. Raises `InputError` as
+    `load_masked_lm` does, and where tensors of the encoder itself are missing.
+    """
+    set_seed(seed)
+    model, missing = _load_masked_lm(name, revision=revision, attention="eager", dtype=torch.float32)
+    encoder = [tensor for tensor in missing if tensor.startswith(f"{model.base_model_prefix}.")]
+    if encoder:
+        raise InputError(
+            f"the weights in {name} lack {len(encoder)} tensors of the encoder ({encoder[0]}, ...); expected a whole encoder"
+        )
+    return model, not missing
+
+
+def _load_masked_lm(
+    name: str | Path, *, revision: str | None, attention: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of the tensors that the files lack. Tensors of another shape are refused."""
     with _refused("masked language model", name):
         # Sizes that do not match are let through here to be refused below: transformers' own error names none of them.
         model, info = AutoModelForMaskedLM.from_pretrained(
@@ -49,15 +90,7 @@ def load_masked_lm(
             f"the weights in {name} do not fit its config.json: {len(mismatched)} tensors of another shape ({tensor} is "
             f"{tuple(found)}, ...); expected {tuple(expected)}"
         )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(
-            f"the weights in {name} lack {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...); "
-            "expected a model with its masked-LM head, not a bare encoder"
-        )
-    loaded: PreTrainedModel = model.to(device)
-    loaded.train(False)
-    return loaded
+    return model, sorted(info["missing_keys"])
 
 
 def require_model(folder: Path, what: str, command: str) -> None:
@@ -96,6 +129,8 @@ def load_model_config(folder: Path) -> dict[str, Any]:
 
 def resolve_source(source: SourceConfig, project: Path) -> tuple[str, str | None]:
     """What to pass to `load_masked_lm` and `load_tokenizer`: a folder (relative to the project) or a hub id, and a revision."""
+    if source.package is not None:
+        return str(_package_folder(source.package)), None
     if source.path is None:
         return str(source.hub_id), source.revision
     folder = project / source.path
@@ -104,6 +139,23 @@ def resolve_source(source: SourceConfig, project: Path) -> tuple[str, str | None
             f"{folder} is no folder; expected a Hugging Face model or tokenizer folder (load.path in params.yaml)"
         )
     return str(folder), None
+
+
+def _package_folder(package: str) -> Path:
+    """The folder with the model's files in an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"the Python package {package} (load.package in params.yaml) is not installed; install it with pip"
+        )
+    root = Path(spec.submodule_search_locations[0])
+    found = sorted({file.parent for file in root.rglob("*.safetensors") if (file.parent / "config.json").is_file()})
+    if len(found) != 1:
+        raise InputError(
+            f"the Python package {package} has {len(found)} folders with config.json and *.safetensors; expected one; "
+            "name the folder itself with load.path in params.yaml"
+        )
+    return found[0]
 
 
 def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,34 @@
-"""What a stage leaves beside its output: the parameters that it used."""
+"""What a stage leaves beside its output: the parameters that it used, and all that a trained student came from."""
 
 from __future__ import annotations
 
 import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from stages.config import Config, to_plain
+from stages.context import Context
 from stages.errors import InputError
 from stages.outputs import write_json
+from storage import CacheReader
 
 RESOLVED = "resolved-config.json"
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "datasets",
+    "pyarrow",
+    "teacher-cache",
+)
+"""Distributions whose versions can change what a run computes."""
 
 
 def write_resolved(folder_or_file: Path, config: Config, *sections: str) -> None:
@@ -41,3 +59,25 @@ def read_resolved(folder: Path, command: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / RESOLVED} cannot be read ({error}); run: {command}") from None
     return resolved
+
+
+def provenance_of(config: Config, context: Context, cache: CacheReader, run_fingerprint: str) -> dict[str, Any]:
+    """The content of `runs/provenance.json`: what a student was trained from, and with."""
+    return {
+        "commit": context.commit,
+        "packages": package_versions(),
+        "run_fingerprint": run_fingerprint,
+        "cache": {"fingerprint": cache.description.fingerprint, "root_digest": cache.root_digest},
+        "parameters": to_plain(config),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of `PACKAGES`; one that runs without being installed (a source folder) is left out."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

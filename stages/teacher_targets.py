@@ -163,15 +163,3 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids, by_id = ids.sort(dim=-1)
     values, by_value = values.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(-1, by_value)
-
-
-def retained_mass(targets: ShardTargets, temperatures: tuple[float, ...]) -> dict[str, float]:
-    """Mean probability that the cached ids hold, per temperature: what top-k keeps of the teacher's distribution."""
-    if targets.top_logits is None or not len(targets.stat):
-        return {}
-    return {
-        str(temperature): float(
-            np.exp(targets.top_logits / temperature - targets.stat[:, 1 + 2 * i, None]).sum(-1).mean()
-        )
-        for i, temperature in enumerate(temperatures)
-    }

@@ -1,4 +1,4 @@
-"""A small BERT trained on the spot: its examples, its loss, and the Trainer that drives it."""
+"""Training a teacher by masked language modelling: its examples, its loss, and the Trainer that drives it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
-    BertForMaskedLM,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -23,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from stages.config import TrainTeacherConfig
+from stages.config import TeacherTraining
 from stages.config.base import refuse
 from stages.context import Context
 from stages.device import Precision
@@ -57,18 +56,19 @@ class MaskedSequences(Dataset[Example]):
     split is held in memory: a teacher that is trained in minutes reads a small corpus.
     """
 
-    def __init__(self, split: SequenceSplit, masker: Masker, *, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, split: SequenceSplit, masker: Masker, training: TeacherTraining, *, steps: int) -> None:
         self._offsets, self._ids = split.read(0, len(split))
         self._masker = masker
         # The sequences that do not fill a batch are left out of that epoch.
+        batch_size = training.batch_size
         self._per_epoch = len(split) // batch_size * batch_size
         if self._per_epoch == 0:
             raise refuse(
-                "teacher.train.batch_size", batch_size, f"at most the {len(split)} training sequences in data/tokens"
+                f"{training.KEY}.batch_size", batch_size, f"at most the {len(split)} training sequences in data/tokens"
             )
         self._count = batch_size * steps
         epochs = range(-(-self._count // self._per_epoch))
-        self._orders = [permutation(f"teacher/{seed}", epoch, len(split)) for epoch in epochs]
+        self._orders = [permutation(f"teacher/{training.seed}", epoch, len(split)) for epoch in epochs]
 
     def __len__(self) -> int:
         return self._count
@@ -134,9 +134,9 @@ class MaskedPositions(nn.Module):
         return (F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED) / count,)
 
 
-def train_bert(
-    model: BertForMaskedLM,
-    config: TrainTeacherConfig,
+def train_teacher(
+    model: PreTrainedModel,
+    config: TeacherTraining,
     context: Context,
     *,
     examples: MaskedSequences,
@@ -181,7 +181,7 @@ def train_bert(
             args=arguments,
             train_dataset=examples,
             data_collator=collator,
-            callbacks=[_Watch(context)],
+            callbacks=[_Watch(context, config.KEY)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -193,8 +193,9 @@ def train_bert(
 class _Watch(TrainerCallback):
     """Shows steps and losses, and ends the training where it is asked to or where it has come to nothing."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, key: str) -> None:
         self._context = context
+        self._key = key
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         del args, control
@@ -219,7 +220,7 @@ class _Watch(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise StageError(
                 f"the teacher's loss is {logs['loss']} at step {state.global_step}; expected a finite number; lower "
-                "teacher.train.learning_rate or raise teacher.train.warmup_steps, and run: pipeline teacher"
+                f"{self._key}.learning_rate or raise {self._key}.warmup_steps, and run: pipeline teacher"
             )
         self._context.progress.advance(0, loss=round(logs["loss"], 3))
 

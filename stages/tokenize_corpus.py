@@ -109,7 +109,7 @@ class _Encoder:
         Raises `InputError` if there is no sequence.
         """
         lengths: list[int] = []
-        context.progress.begin(f"tokenize {split}", pq.read_metadata(documents).num_rows, "document")
+        context.progress.begin(f"tokenize {split}", pq.read_metadata(documents).num_rows, "documents")
         with target.open("wb") as file:
             for texts in _batches(documents):
                 context.stop_if_asked("no sequence was written")

@@ -8,7 +8,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -21,7 +21,6 @@ from stages.config.base import refuse
 from stages.context import Context
 from stages.device import resolve_precision
 from stages.distiller import (
-    PARTS,
     DistillationTrainer,
     Distiller,
     ReportProgress,
@@ -31,11 +30,10 @@ from stages.distiller import (
 )
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
-from stages.models import count_parameters, load_masked_lm, load_tokenizer, weights_digest
-from stages.outputs import whole_folder, write_csv, write_json
-from stages.provenance import read_resolved, write_resolved
+from stages.models import load_masked_lm, weights_digest
+from stages.provenance import read_resolved
 from stages.sequences import TokenStore
-from stages.students import INPUTS
+from stages.trained_student import publish
 from storage import CacheReader, MismatchError, canonical_json, differing_fields
 from storage.work import lock
 
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 
 LOSS_VERSION = 1
 """Raised by hand when a change of code changes what a run with the same parameters computes: its checkpoints end there."""
-
-COLUMNS = ("step", "loss", *PARTS, "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,9 @@ class _Run:
 
 
 def run(config: Config, context: Context) -> None:
-    """Write `models/student`, `runs/train.json` and `runs/train.csv`; checkpoints lie in `checkpoints/<run fingerprint>`.
+    """Write `models/student` with its model card, and `train.json`, `train.csv` and `provenance.json` in `runs`.
+
+    Checkpoints lie in `checkpoints/<run fingerprint>`.
 
     Raises `storage.MismatchError` where the cache was made with other parameters, `InputError` where the student's
     initial weights are missing or of another shape, `Interrupted` after a checkpoint when asked to stop.
@@ -86,15 +84,27 @@ def _train_and_publish(
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     if checkpoint is not None:
         context.progress.message(f"resuming from {checkpoint.name} of run {run_.fingerprint[:12]}")
-    context.progress.begin(f"train {config.train.student}", run_.steps, "steps")
-    context.progress.advance(first_step)
+    context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
     if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
         load_weights(student, checkpoint)
         history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     else:
         history = _train(config, context, reader, student, run_, folder, checkpoint)
     if context.rank == 0:
-        _publish(config, context, reader, student, run_, history, time.monotonic() - started)
+        publish(
+            student,
+            config,
+            context,
+            reader,
+            run_fingerprint=run_.fingerprint,
+            history=history,
+            figures={
+                "steps": run_.steps,
+                "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
+                "precision": run_.precision,
+                "seconds": round(time.monotonic() - started, 1),
+            },
+        )
 
 
 def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
@@ -251,36 +261,3 @@ def _arguments(config: Config, context: Context, run_: _Run, folder: Path) -> Tr
     # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.
     arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001
     return arguments
-
-
-def _publish(
-    config: Config,
-    context: Context,
-    reader: CacheReader,
-    student: PreTrainedModel,
-    run_: _Run,
-    history: list[dict[str, float]],
-    seconds: float,
-) -> None:
-    artefacts = context.artefacts
-    with whole_folder(artefacts.student) as folder:
-        student.save_pretrained(folder)
-        load_tokenizer(reader.folder / "tokenizer", inputs=INPUTS).save_pretrained(folder)
-        write_resolved(folder, config, "train", f"students.{config.train.student}")
-    steps = [entry for entry in history if "loss" in entry]
-    write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
-    last = {name: round(steps[-1][name], 5) for name in ("loss", *PARTS)}
-    figures: dict[str, Any] = {
-        "student": config.train.student,
-        "parameters": count_parameters(student),
-        "steps": run_.steps,
-        "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
-        "precision": run_.precision,
-        "last": last,
-        "cache_root_digest": reader.root_digest,
-        "seconds": round(seconds, 1),
-    }
-    write_json(artefacts.runs / "train.json", figures)
-    shown = {**figures, "cache_root_digest": reader.root_digest[:12]}
-    shown.pop("last")
-    context.progress.summary("student", {**{name.replace("_", " "): value for name, value in shown.items()}, **last})

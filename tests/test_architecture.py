@@ -18,7 +18,16 @@ FORBIDDEN = {
     "stages": {"click", "dask", "distributed", "dvc", "dvclive", "rich"},
     "storage": {"accelerate", "click", "dask", "datasets", "distributed", "dvc", "rich", "torch", "transformers"},
 }
-STAGES = {"corpus", "tokenize_corpus", "teacher", "cache_teacher", "init_student", "train_student", "evaluate"}
+STAGES = {
+    "corpus",
+    "tokenize_corpus",
+    "teacher",
+    "cache_teacher",
+    "init_student",
+    "train_student",
+    "evaluate",
+    "report",
+}
 FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 

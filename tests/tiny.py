@@ -110,6 +110,10 @@ PARAMS: dict[str, Any] = {
         "log_steps": 2,
     },
     "evaluate": {"split": "test", "batch_size": 8},
+    "compare": {
+        "seeds": [0],
+        "runs": {"through the head": {}, "MLM only": {"weights": {"kd": 0.0, "cos": 0.0}}},
+    },
     "machine": {"device": "cpu", "threads": 1},
 }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stages.config.base import build, refuse, require, suggest, to_plain
+from stages.config.base import build, merged, refuse, require, suggest, to_plain
 from stages.config.cache import PRESETS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
@@ -18,14 +18,16 @@ from stages.config.corpus import (
     TokenizeConfig,
     TrainTokenizerConfig,
 )
-from stages.config.models import StudentConfig, TeacherConfig, TrainTeacherConfig
-from stages.config.training import EvaluateConfig, LossWeights, MachineConfig, TrainConfig
+from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
+from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
 from stages.errors import ConfigError
 
 __all__ = [
     "PRESETS",
+    "AdaptTeacherConfig",
     "CacheConfig",
     "CachedSequences",
+    "CompareConfig",
     "Config",
     "ConfigError",
     "CorpusConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "SourceConfig",
     "StudentConfig",
     "TeacherConfig",
+    "TeacherTraining",
     "TokenizeConfig",
     "TrainConfig",
     "TrainTeacherConfig",
@@ -68,6 +71,7 @@ class Config:
     train: TrainConfig
     evaluate: EvaluateConfig
     machine: MachineConfig
+    compare: CompareConfig | None = None
 
     def __post_init__(self) -> None:
         require(bool(self.students), "students", {}, "at least one student")
@@ -78,6 +82,40 @@ class Config:
         self._check_losses()
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
+        for name in self.compare.runs if self.compare else ():
+            self._train_of(name)  # mistyped keys; what contradicts the cache is refused by `of_run`, when it is wanted
+
+    def of_run(self, name: str, seed: int) -> Config:
+        """The parameters of one run of the comparison: `compare.runs.<name>` over `train`, with this seed.
+
+        A student of random initial weights is drawn anew for each seed, as `<student>-seed-<seed>`. Raises `ConfigError`
+        for an unknown run, and for one that contradicts the rest of the parameters.
+        """
+        train = replace(self._train_of(name), seed=seed)
+        students = self.students
+        declared = students[train.student]
+        if declared.initialise == "random" and declared.seed != seed:
+            train = replace(train, student=f"{train.student}-seed-{seed}")
+            students = {**students, train.student: replace(declared, seed=seed)}
+        try:
+            return replace(self, train=train, students=students, compare=None)
+        except ConfigError as error:
+            raise ConfigError(f"compare.runs.{name}: {error}") from None
+
+    def _train_of(self, name: str) -> TrainConfig:
+        runs = self.compare.runs if self.compare else {}
+        if name not in runs:
+            raise ConfigError(f"run {name!r} is not in compare.runs; {suggest(name, runs)}")
+        try:
+            train = build(TrainConfig, merged(to_plain(self.train), runs[name]), "train")
+        except ConfigError as error:
+            raise ConfigError(f"compare.runs.{name}: {error}") from None
+        if train.student not in self.students:
+            raise ConfigError(
+                f"compare.runs.{name}: train.student is {train.student!r}, which is not in students; "
+                f"{suggest(train.student, self.students)}"
+            )
+        return train
 
     @property
     def student(self) -> StudentConfig:
@@ -162,10 +200,10 @@ def cache_spec(config: Config) -> dict[str, Any]:
     them), and settings of a source that is not the chosen one.
     """
 
-    def section(value: object, chosen: str, *optional: str) -> dict[str, Any]:
+    def section(value: object, chosen: tuple[str, ...], *optional: str) -> dict[str, Any]:
         plain: dict[str, Any] = to_plain(value)
         for name in optional:
-            if name != chosen:
+            if name not in chosen:
                 plain.pop(name)
             elif name in ("load", "files"):
                 for path in ("path", "paths"):
@@ -183,10 +221,10 @@ def cache_spec(config: Config) -> dict[str, Any]:
         yardstick="lossless" if config.cache.preset == "lossless" else "exact",
     )
     return {
-        "corpus": section(config.corpus, config.corpus.source, "docstrings", "files", "hub"),
-        "tokenize": section(config.tokenize, config.tokenize.tokenizer, "train", "load"),
+        "corpus": section(config.corpus, (config.corpus.source,), "docstrings", "files", "hub"),
+        "tokenize": section(config.tokenize, (config.tokenize.tokenizer,), "train", "load"),
         "masking": to_plain(config.masking),
-        "teacher": section(config.teacher, config.teacher.source, "train", "load"),
+        "teacher": section(config.teacher, config.teacher.used, "train", "load", "adapt"),
         "cache": cache,
         "algorithms": dict(ALGORITHMS),
     }

@@ -74,8 +74,19 @@ def to_plain(value: object) -> Any:
     return value
 
 
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` on top; a mapping within a mapping is merged, anything else replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
 def _convert(hint: Any, value: object, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):  # only `X | None` is used
         return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, at)
     if origin is typing.Literal:

@@ -102,19 +102,17 @@ class TrainTokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A tokenizer or model that exists: a local folder, or a hub id with a pinned revision."""
+    """A tokenizer or model that exists: a local folder, a hub id with a pinned revision, or an installed Python package."""
 
     path: str | None = None
     hub_id: str | None = None
     revision: str | None = None
+    package: str | None = None
+    """Import name of an installed package that carries the model's files."""
 
     def __post_init__(self) -> None:
-        require(
-            (self.path is None) != (self.hub_id is None),
-            "load",
-            {"path": self.path, "hub_id": self.hub_id},
-            "one of path and hub_id",
-        )
+        given = {name: getattr(self, name) for name in ("path", "hub_id", "package") if getattr(self, name) is not None}
+        require(len(given) == 1, "load", given, "one of path, hub_id and package")
         require(
             self.hub_id is None or bool(self.revision), "load.revision", self.revision, "a commit or tag of the hub id"
         )

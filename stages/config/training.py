@@ -1,9 +1,9 @@
-"""Parameters of the stages `train-student` and `evaluate`, and of the machine."""
+"""Parameters of the stages `train-student` and `evaluate`, of `pipeline compare`, and of the machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from stages.config.base import require, require_seed
 
@@ -94,6 +94,31 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """`pipeline compare`: students trained from the same cache, side by side."""
+
+    seeds: tuple[int, ...]
+    """Each run is done once per seed, which takes the place of `train.seed` and, for random initial weights, of the student's."""
+    runs: dict[str, dict[str, Any]]
+    """Name, and what differs from `train` in this run: nested keys as there."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+            "compare.seeds",
+            list(self.seeds),
+            "one or more, each once",
+        )
+        for seed in self.seeds:
+            require_seed("compare.seeds", seed)
+        require(bool(self.runs), "compare.runs", {}, "at least one run")
+        for name, changes in self.runs.items():
+            require(
+                "seed" not in changes, f"compare.runs.{name}.seed", changes.get("seed"), "nothing: set compare.seeds"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

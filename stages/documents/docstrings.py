@@ -34,7 +34,7 @@ def docstring_documents(config: DocstringsConfig, context: Context) -> Generator
     not installed.
     """
     files = _source_files(config.packages)
-    context.progress.begin("read docstrings", len(files), "file")
+    context.progress.begin("read docstrings", len(files), "files")
     novelty = Novelty(config.max_seen_share)
     for name, found in zip(files, _parsed(list(files.values()), context.threads), strict=True):
         new = [paragraph for paragraph in found if novelty.is_new(paragraph)]

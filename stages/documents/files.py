@@ -29,7 +29,7 @@ def file_documents(config: FilesConfig, context: Context, *, refuse_empty: bool)
     for name, file in files.items():
         if file.suffix in _ROWS and config.text_column is None:
             raise InputError(f"corpus.files.text_column is null; expected the column of {name} that holds the text")
-    context.progress.begin("read files", len(files), "file")
+    context.progress.begin("read files", len(files), "files")
     for name, file in files.items():
         whole = file.suffix not in _ROWS and config.document == "file"
         number = 0

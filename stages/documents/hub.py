@@ -34,7 +34,7 @@ def hub_documents(config: HubDatasetConfig, context: Context, *, refuse_empty: b
             f"corpus.hub.text_column is {config.text_column!r}, which {name} does not have; "
             f"its columns are {', '.join(rows.column_names)}"
         )
-    context.progress.begin("read dataset", len(rows), "document")
+    context.progress.begin("read dataset", len(rows), "documents")
     for number, text in enumerate(rows[config.text_column], start=1):
         if usable(text, refuse_empty, name, number):
             yield Document(str(number), text)

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.pipeline.repository import Repository
+from tests.stages.conftest import make_project, tokenized  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ def repository(reproduced, tmp_path):
 
 
 def test_every_stage_is_in_the_lock_file_after_the_first_repro(repository):
-    stages = ["corpus", "tokenize", "teacher", "cache-teacher", "init-student@half", "train-student", "evaluate"]
+    stages = [
+        "corpus", "tokenize", "teacher", "cache-teacher", "init-student@half", "train-student", "evaluate", "report",
+    ]  # fmt: skip
     assert set(yaml.safe_load((repository.folder / "dvc.lock").read_text())["stages"]) == set(stages)
 
 
@@ -44,7 +46,7 @@ def test_metrics_plots_and_parameters_are_known_to_dvc(repository):
 
 def test_a_changed_training_parameter_runs_training_and_what_follows_only(repository):
     write_params(repository.folder, train={"learning_rate": 0.002})
-    assert stages_run(repository.dvc("repro").stdout) == ["train-student", "evaluate"]
+    assert stages_run(repository.dvc("repro").stdout) == ["train-student", "evaluate", "report"]
 
 
 def test_a_changed_batch_size_of_the_teacher_runs_nothing(repository):
@@ -55,7 +57,7 @@ def test_a_changed_batch_size_of_the_teacher_runs_nothing(repository):
 def test_a_changed_cache_parameter_makes_a_new_cache_and_the_old_one_comes_back_with_git(repository):
     first = repository.root_digest()
     write_params(repository.folder, cache={"top_k": 8})
-    assert stages_run(repository.dvc("repro").stdout) == ["cache-teacher", "train-student", "evaluate"]
+    assert stages_run(repository.dvc("repro").stdout) == ["cache-teacher", "train-student", "evaluate", "report"]
     assert repository.root_digest() != first
     repository.commit("top 8")
     repository.git("checkout", "-q", "HEAD~1")

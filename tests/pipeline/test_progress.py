@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
-from pipeline.live_progress import LiveReporter
-from pipeline.progress import LINE_SECONDS, SIGN_OF_LIFE_SECONDS, PlainReporter, duration, make_reporter, show
+from pipeline.progress import (
+    LINE_SECONDS,
+    SIGN_OF_LIFE_SECONDS,
+    PlainReporter,
+    counted,
+    duration,
+    make_reporter,
+    rate,
+    show,
+)
+from tests.pipeline.clock import Clock
+from tests.pipeline.terminal import run_on_terminal, run_piped
 
-
-class Clock:
-    """Time that passes when told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
+STAGE = """
+from pipeline.progress import make_reporter
+with make_reporter("teacher") as progress:
+    progress.message("from caf\\xe9")
+    progress.begin("train", 1, "steps")
+    progress.advance()
+    progress.summary("teacher", {"loss": "2.5 \\xb1 0.1"})
+"""
 
 
 @pytest.fixture
@@ -42,7 +48,9 @@ def test_a_quick_task_writes_one_line_when_it_is_over(plain, lines, clock):
         for _ in range(30):
             clock.now += 0.1
             plain.advance(loss=2.5)
-    assert lines == ["cache-teacher: shards: 30 shards in 3.0 s, loss 2.5"]
+    assert len(lines) == 1
+    assert lines[0].startswith("cache-teacher: shards: 30 shards in 3.0 s")
+    assert lines[0].endswith(", loss 2.5")
 
 
 def test_a_task_of_minutes_writes_about_a_line_per_tenth(plain, lines, clock):
@@ -91,34 +99,67 @@ def test_a_task_cut_short_by_an_error_is_not_reported_as_done(plain, lines):
     assert lines == []
 
 
-def test_the_summary_goes_to_stdout_in_columns(plain, capsys):
-    plain.summary("student", {"parameters": 1234567, "loss": 3.77312, "from": "half"})
+def test_a_long_task_tells_its_rate(plain, lines, clock):
+    plain.begin("cache the teacher", 640_000, "tokens")
+    clock.now = 100
+    plain.advance(640_000)
+    plain.begin("next", 1, "steps")
+    assert lines[-1] == "cache-teacher: cache the teacher: 640,000 tokens in 1 min 40 s (6,400 tokens/s)"
+
+
+def test_what_an_earlier_run_did_counts_for_the_share_and_not_for_the_speed(plain, lines, clock):
+    plain.begin("train", 2000, "steps", done=1500)
+    clock.now = SIGN_OF_LIFE_SECONDS
+    plain.advance(300)
+    assert lines == ["cache-teacher: train: 90% (1,800 of 2,000 steps, 40 s left)"]
+    clock.now += 40
+    plain.advance(200)
+    plain.begin("next", 1, "steps")
+    assert lines[-1] == "cache-teacher: train: 2,000 steps, the last 500 in 1 min 40 s (5.0 steps/s)"
+
+
+def test_tables_go_to_stdout_after_the_line_of_the_task(plain, lines, capsys):
+    plain.begin("read", 1, "files")
+    plain.advance()
+    plain.summary("student", {"loss": 3.77312})
+    assert lines == ["cache-teacher: read: 1 file in 0.0 s"]
+    plain.table("test split", ["run", "loss"], [["half", 3.77312]])
     assert capsys.readouterr().out == (
-        "student\n  parameters  1,234,567\n  loss            3.773\n  from             half\n"
+        "student\n  loss  3.773\ntest split\n  run    loss\n  -----------\n  half  3.773\n"
     )
 
 
-def test_a_terminal_gets_a_live_line_that_gives_way_to_plain_ones(capsys):
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=120, highlight=False)
-    with LiveReporter("teacher", console) as live:
-        live.begin("train", 10, "steps")
-        live.advance(3, loss=2.5)
-        live._bar.refresh()
-        live.message("[brackets] are no markup")
-        live.summary("teacher", {"loss": 2.5})
-    shown = screen.getvalue()
-    assert "3 of 10 steps" in shown
-    assert "teacher: [brackets] are no markup" in shown
-    assert "teacher: train: 3 steps in" in shown
-    assert capsys.readouterr().out == "teacher\n  loss  2.5\n"
+def test_progress_goes_to_stderr_and_figures_to_stdout():
+    done = run_piped(STAGE, PYTHONIOENCODING="ascii")
+    assert done.stdout == "teacher\n  loss  2.5 +/- 0.1\n"
+    message, task = done.stderr.splitlines()
+    assert message == "teacher: from caf\\xe9"
+    assert task.startswith("teacher: train: 1 step in ")
+
+
+def test_a_terminal_that_cannot_redraw_gets_plain_lines():
+    code, written = run_on_terminal(STAGE, 80, TERM="dumb")
+    assert code == 0
+    assert "\x1b" not in written
+    assert "teacher: train: 1 step in " in written
+
+
+def test_nothing_is_drawn_before_there_is_something_to_show():
+    program = (
+        "import sys\nfrom pipeline.progress import make_reporter\nmake_reporter('x')\nprint('rich' in sys.modules)"
+    )
+    assert run_piped(program).stdout == "False\n"
 
 
 def test_only_the_first_rank_reports(capsys):
     for rank in (0, 1):
         with make_reporter("teacher", rank) as progress:
             progress.message(f"rank {rank}")
-    assert capsys.readouterr().err == "teacher: rank 0\n"
+            progress.table("ranks", ["rank"], [[rank]])
+    shown = capsys.readouterr()
+    assert shown.err == "teacher: rank 0\n"
+    assert "0" in shown.out
+    assert "1" not in shown.out
 
 
 @pytest.mark.parametrize(
@@ -129,6 +170,35 @@ def test_durations_are_short(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("figure", "text"), [(30522, "30,522"), (0.00012345, "0.0001234"), ("bf16", "bf16")])
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [
+        (30522, "30,522"),
+        (0.00012345, "0.0001234"),
+        (12345.6, "12,346"),
+        (-0.5, "-0.5"),
+        (float("nan"), "nan"),
+        (True, "True"),
+        ("bf16", "bf16"),
+    ],
+)
 def test_figures_are_readable(figure, text):
     assert show(figure) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 steps"), (1, "1 step"), (2000, "2,000 steps")])
+def test_one_unit_is_said_in_the_singular(number, text):
+    assert counted(number, "steps") == text
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "text"),
+    [
+        (640_233, 50, "12,805 tokens/s"),
+        (160, 50, "3.2 tokens/s"),
+        (10, 42, "4.2 s per token"),
+        (50, 50, "1.0 tokens/s"),
+    ],
+)
+def test_a_rate_is_a_number_above_one(number, seconds, text):
+    assert rate(number, "tokens", seconds) == text

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel, pipeline
 
 from stages import cache_teacher, teacher
-from stages.config import ConfigError, MaskingConfig
+from stages.config import AdaptTeacherConfig, ConfigError, MaskingConfig, cache_spec
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, StageError
 from stages.losses import IGNORED
@@ -23,6 +23,16 @@ from stages.teacher_training import (
 )
 from tests.stages.tiny_models import tiny_bert
 
+ADAPT = {
+    "learning_rate": 0.003,
+    "warmup_steps": 2,
+    "steps": 6,
+    "float32_steps": 6,
+    "batch_size": 16,
+    "weight_decay": 0.01,
+    "precision": "float32",
+    "seed": 0,
+}
 LOADED = {"source": "load", "load": {"path": "given", "hub_id": None, "revision": None}}
 
 
@@ -288,7 +298,8 @@ def test_a_folder_that_is_not_there_is_named(make_project):
 def test_each_epoch_visits_every_sequence_once_in_its_own_order_and_with_its_own_masks(tokens):
     split = tokens.split("train")
     count = len(split)
-    examples = MaskedSequences(split, masker(tokens), batch_size=1, steps=2 * count, seed=3)
+    training = AdaptTeacherConfig(**{**ADAPT, "batch_size": 1, "seed": 3})
+    examples = MaskedSequences(split, masker(tokens), training, steps=2 * count)
 
     def originals(index):
         input_ids, labels = examples[index]
@@ -333,3 +344,49 @@ def test_a_batch_without_masked_positions_has_no_loss():
     batch = Collator(pad_id=0)([(np.array([2, 3]), np.array([IGNORED, IGNORED]))])
     with torch.inference_mode():
         assert MaskedPositions(tiny_bert())(**batch)[0].item() == 0
+
+
+ADAPTED = {"source": "adapt", "load": {"path": "given"}, "adapt": ADAPT}
+
+
+def test_an_encoder_without_head_is_adapted_and_becomes_a_teacher(make_project, tokens):
+    project = make_project(teacher=ADAPTED)
+    given = tiny_bert(vocabulary=tokens.vocabulary_size, hidden=32, layers=2, positions=16)
+    give(project, given.bert)
+    project.run(teacher)
+    found = figures(project)
+    assert found["source"] == "given"
+    assert found["steps"] == 6
+    adapted = load_masked_lm(project.artefacts.teacher)
+    assert not torch.equal(
+        adapted.base_model.encoder.layer[0].output.dense.weight, given.bert.encoder.layer[0].output.dense.weight
+    )
+    project.run(cache_teacher)
+
+
+def test_the_head_that_an_encoder_brings_is_kept_and_trained_further(make_project, tokens):
+    start = {**ADAPT, "learning_rate": 1e-9}
+    project = make_project(teacher={**ADAPTED, "adapt": start})
+    given = tiny_bert(vocabulary=tokens.vocabulary_size, hidden=32, layers=2, positions=16)
+    give(project, given)
+    project.run(teacher)
+    head = load_masked_lm(project.artefacts.teacher).cls.predictions.transform.dense.weight
+    torch.testing.assert_close(head, given.cls.predictions.transform.dense.weight, atol=1e-6, rtol=0)
+
+
+def test_an_encoder_that_lacks_weights_of_its_own_is_refused(make_project, tokens):
+    project = make_project(teacher=ADAPTED)
+    given = tiny_bert(vocabulary=tokens.vocabulary_size, hidden=32, layers=2, positions=16)
+    give(project, given.bert)
+    file = project.folder / "given" / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(file).items() if "layer.1." not in name}
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"tensors of the encoder .*; expected a whole encoder"):
+        project.run(teacher)
+
+
+def test_adapting_is_part_of_the_caches_identity_and_the_path_of_the_encoder_is_not(make_project):
+    spec = cache_spec(make_project(teacher=ADAPTED).config)
+    assert spec["teacher"]["adapt"]["steps"] == 6
+    assert "path" not in spec["teacher"]["load"]
+    assert "train" not in spec["teacher"]

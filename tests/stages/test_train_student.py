@@ -168,13 +168,77 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(ready):
     assert_same_weights(weights(project), expected)
 
 
-def test_a_run_killed_before_its_publication_publishes_without_training_again(ready):
-    project = ready()
+def published(project):
+    """Everything that a run publishes, but for how long it took."""
+    runs, student = project.artefacts.runs, project.artefacts.student
+    texts = {
+        file.name: file.read_text() for file in (student / "README.md", runs / "train.csv", runs / "provenance.json")
+    }
+    figures = json.loads((runs / "train.json").read_text())
+    del figures["seconds"]
+    return texts, figures
+
+
+def test_a_run_killed_before_its_publication_publishes_the_same_without_training_again(ready):
+    project = ready(students={"half": {"dropout": 0.1}})
     project.run(train_student)
-    expected = weights(project)
+    expected, before = weights(project), published(project)
     shutil.rmtree(project.artefacts.student)
+    for name in ("train.json", "train.csv", "provenance.json"):
+        (project.artefacts.runs / name).unlink()
     project.run(train_student)
     assert_same_weights(weights(project), expected)
+    assert published(project) == before
+
+
+def test_the_figures_on_the_validation_split_are_those_of_the_published_student(ready):
+    project = ready(students={"half": {"dropout": 0.1}})
+    project.run(train_student)
+    figures = json.loads((project.artefacts.runs / "train.json").read_text())
+    project.set(evaluate={"split": "validation"}, students={"half": {"dropout": 0.1}})
+    project.run(evaluate)
+    evaluated = json.loads((project.artefacts.runs / "evaluation.json").read_text())
+    assert figures["validation"].items() <= evaluated.items()
+    last = latest_checkpoint(next(project.artefacts.checkpoints.glob("*/")))
+    assert_same_weights(weights(project), load_file(last / "model.safetensors"))
+
+
+def test_a_stop_during_validation_publishes_nothing_and_the_next_start_publishes(ready):
+    project = ready()
+
+    class InValidation:
+        reached = False
+
+        def __getattr__(self, name):
+            def report(*amount, **figures):
+                self.reached = self.reached or "evaluate on validation" in amount
+
+            return report
+
+    progress = InValidation()
+    context = Context(artefacts=project.artefacts, progress=progress, should_stop=lambda: progress.reached)
+    with pytest.raises(Interrupted, match="nothing was written"):
+        project.run(train_student, context=context)
+    assert not project.artefacts.student.exists()
+    assert not (project.artefacts.runs / "train.json").exists()
+    project.run(train_student)
+    assert (project.artefacts.student / "README.md").is_file()
+
+
+def test_runs_of_a_comparison_keep_student_and_figures_apart(ready):
+    project = ready()
+    artefacts = project.artefacts.of_run("mlm-only")
+    project.run(train_student, context=Context(artefacts=artefacts))
+    assert not project.artefacts.student.exists()
+    assert 'model="models/comparison/mlm-only"' in (artefacts.student / "README.md").read_text()
+    assert (artefacts.runs / "provenance.json").is_file()
+
+
+def test_a_damaged_speed_file_names_the_command_that_makes_it(ready):
+    project = ready()
+    project.artefacts.speed("half").write_text("{")
+    with pytest.raises(InputError, match=r"speed-half.json cannot be read .* run: pipeline init-student half"):
+        project.run(train_student)
 
 
 def test_a_draft_checkpoint_of_a_killed_process_is_not_taken_for_one(ready):
@@ -277,6 +341,16 @@ def test_a_loss_that_is_not_finite_stops_the_training(ready):
     with pytest.raises(StageError, match=r"the loss is .* lower train.learning_rate"):
         project.run(train_student)
     assert not project.artefacts.student.exists()
+
+
+def test_weights_that_became_useless_in_the_last_step_are_not_published(ready):
+    project = ready(train={"steps": 1, "log_steps": 1, "learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 1e30})
+    with pytest.raises(
+        StageError, match=r"of the trained student on the validation split is .* lower train.learning_rate"
+    ):
+        project.run(train_student)
+    assert not project.artefacts.student.exists()
+    assert not (project.artefacts.runs / "train.json").exists()
 
 
 def test_a_batch_that_processes_do_not_share_evenly_is_refused(ready):

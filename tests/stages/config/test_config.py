@@ -173,3 +173,42 @@ def test_a_config_cannot_be_changed():
     config: Config = load_config(tiny_params())
     with pytest.raises(AttributeError):
         config.train.seed = 3
+
+
+RANDOM = {"architecture": "distilbert", "initialise": "random", "layers": 1, "dropout": 0.0, "seed": 0}
+
+
+def test_a_run_of_the_comparison_is_train_with_its_changes_and_the_seed():
+    runs = {"MLM only": {"weights": {"kd": 0.0, "cos": 0}}}
+    config = load_config(tiny_params(compare={"seeds": [7], "runs": runs}))
+    run = config.of_run("MLM only", 7)
+    assert (run.train.weights.kd, run.train.weights.mlm, run.train.weights.cos) == (0.0, 2.0, 0.0)
+    assert run.train.seed == 7
+    assert run.train.steps == config.train.steps
+    assert cache_spec(run) == cache_spec(config)
+
+
+def test_a_random_student_of_the_comparison_is_another_one_for_each_seed_but_its_own():
+    runs = {"random": {"student": "other"}}
+    config = load_config(tiny_params(students={"other": RANDOM}, compare={"seeds": [0, 1], "runs": runs}))
+    assert config.of_run("random", 0).train.student == "other"
+    second = config.of_run("random", 1)
+    assert second.train.student == "other-seed-1"
+    assert second.student.seed == 1
+
+
+def test_the_seed_of_a_run_is_not_its_own_to_set():
+    with pytest.raises(ConfigError, match=r"compare.runs.a.seed is 3; allowed: nothing: set compare.seeds"):
+        load_config(tiny_params(compare={"seeds": [0], "runs": {"a": {"seed": 3}}}))
+
+
+def test_the_comparison_can_be_left_out():
+    values = tiny_params()
+    del values["compare"]
+    assert load_config(values).compare is None
+
+
+def test_the_embedded_default_and_the_recipe_of_a_real_encoder_compare_the_same_runs():
+    files = [ROOT / "params.yaml", ROOT / "recipes" / "minilm.yaml"]
+    default, recipe = (load_config(yaml.safe_load(file.read_text(encoding="utf-8"))).compare for file in files)
+    assert default == recipe

@@ -1,0 +1,150 @@
+"""The model card: `README.md` of a trained student, in the Hugging Face hub's format, generated from the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from stages.config import Config, CorpusConfig, TeacherConfig
+from stages.students import layer_map
+from storage import CacheReader
+
+TEMPLATE = "model_card.md.j2"
+
+METRICS = (
+    ("mlm_loss", "loss", "MLM cross-entropy, nats per masked token"),
+    ("masked_accuracy", "accuracy", "accuracy on masked tokens"),
+    ("kl_masked", "kl_divergence", "KL(teacher || student), nats per masked token"),
+    ("kl_all", "kl_divergence", "KL(teacher || student), nats per position"),
+    ("agreement_masked", "agreement", "top-1 agreement with the teacher on masked tokens"),
+    ("agreement_all", "agreement", "top-1 agreement with the teacher on all positions"),
+    ("hidden_cosine", "cosine_similarity", "cosine similarity of the last hidden states"),
+)
+"""Figure of stages/held_out.py, type and name of the hub's metric."""
+
+
+def model_card(
+    config: Config,
+    cache: CacheReader,
+    *,
+    model_id: str,
+    figures: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    speed: Mapping[str, Any] | None,
+) -> ModelCard:
+    """The card of the student that `config` trained from `cache`.
+
+    `model_id` is what `from_pretrained` takes. `figures`, `provenance` and `speed` are the contents of `runs/train.json`,
+    `runs/provenance.json` and `runs/speed-NAME.json`; without the last there is no section on speed.
+    """
+    corpus, teacher, student, description = config.corpus, config.teacher, config.student, cache.description
+    distilled = config.train.weights.kd > 0 or config.train.weights.cos > 0
+    tags = ["distillation", "knowledge-distillation"] if distilled else []
+    header = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=[*tags, "teacher-cache", student.architecture],
+        base_model=teacher.load.hub_id if teacher.load and "load" in teacher.used else None,
+        datasets=[corpus.hub.name] if corpus.hub and corpus.source == "hub" else None,
+        model_name=config.train.student,
+        eval_results=list(_eval_results(corpus, figures["validation"])),
+    )
+    teacher_layers = description.teacher_config["num_hidden_layers"]
+    copied = layer_map(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
+    template = _environment().get_template(TEMPLATE)
+    body = template.render(
+        config=config,
+        cache=cache,
+        model_id=model_id,
+        distilled=distilled,
+        figures=figures,
+        provenance=provenance,
+        speed=speed,
+        metrics=[(figure, name) for figure, _, name in METRICS if figure in figures["validation"]],
+        teacher=_teacher(teacher),
+        teacher_layers=teacher_layers,
+        corpus=_corpus(corpus),
+        hidden_size=student.hidden_size or description.hidden_size,
+        blocks=copied,
+        loss=_loss(config),
+    )
+    return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}")
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,  # a value that is missing is an error, not an empty place in the text
+        autoescape=select_autoescape(),  # HTML only: this is Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _eval_results(corpus: CorpusConfig, validation: Mapping[str, float]) -> Iterator[EvalResult]:
+    for figure, kind, name in METRICS:
+        if figure in validation:
+            yield EvalResult(
+                task_type="fill-mask",
+                task_name="Masked language modelling",
+                metric_type=kind,
+                metric_name=name,
+                metric_value=float(validation[figure]),
+                dataset_split="validation",
+                **_dataset(corpus),
+            )
+
+
+def _dataset(corpus: CorpusConfig) -> dict[str, Any]:
+    """The corpus in the words of a model index."""
+    held_out = "documents held out for validation"
+    if corpus.hub and corpus.source == "hub":
+        return {
+            "dataset_type": corpus.hub.name,
+            "dataset_name": f"{corpus.hub.name}, {held_out}",
+            "dataset_config": corpus.hub.configuration,
+            "dataset_revision": corpus.hub.revision,
+        }
+    name = "docstrings of Python packages" if corpus.source == "docstrings" else "local files"
+    return {"dataset_type": corpus.source, "dataset_name": f"{name}, {held_out}"}
+
+
+def _corpus(corpus: CorpusConfig) -> str:
+    """Where the text came from. Local paths are nobody else's business."""
+    if corpus.hub and corpus.source == "hub":
+        configuration = f", configuration `{corpus.hub.configuration}`" if corpus.hub.configuration else ""
+        source = f"the dataset `{corpus.hub.name}`{configuration}, split `{corpus.hub.split}`, revision `{corpus.hub.revision}`"
+    elif corpus.docstrings and corpus.source == "docstrings":
+        packages = corpus.docstrings.packages
+        source = f"the English prose in the docstrings of {len(packages)} Python packages ({', '.join(packages)})"
+    else:
+        source = "local text files"
+    return f"the first {corpus.max_documents:,} documents of {source}" if corpus.max_documents else source
+
+
+def _teacher(teacher: TeacherConfig) -> str:
+    if teacher.source == "train" or teacher.load is None:
+        return "a small BERT that was trained from scratch on the same corpus"
+    load = teacher.load
+    if load.hub_id:
+        source = f"`{load.hub_id}`, revision `{load.revision}`"
+    else:
+        source = f"the model in the Python package `{load.package}`" if load.package else "a local model"
+    if teacher.source == "adapt":
+        return f"{source}, its masked-LM head and encoder adapted to the same corpus"
+    return source
+
+
+def _loss(config: Config) -> str:
+    train, weights = config.train, config.train.weights
+    terms = (
+        (weights.kd, f"{train.temperature:g}² KL(teacher || student) at temperature {train.temperature:g}"),
+        (weights.mlm, "masked-LM cross-entropy"),
+        (weights.cos, "(1 - cosine of the last hidden states)"),
+    )
+    return " + ".join(f"{weight:g} × {term}" for weight, term in terms if weight > 0)

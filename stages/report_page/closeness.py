@@ -1,0 +1,184 @@
+"""How close students are to the teacher on held-out text: the figures, what each means, and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.report_page.run_files import Record, RunFiles
+from stages.report_page.tables import Cell, Column, Table
+from stages.report_page.units import NO_BREAK, count, duration, number, percent
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One held-out figure."""
+
+    key: str
+    label: str
+    unit: str
+    """Which positions, and the unit where the number does not show it."""
+    lower_is_better: bool
+    meaning: str
+    show: Callable[[float], str]
+
+
+MEASURES = (
+    Measure(
+        "kl_masked",
+        "KL",
+        "masked, nats",
+        True,
+        "KL(teacher ‖ student) over the whole vocabulary at T = 1, mean over masked tokens; 0: the same predictions",
+        number,
+    ),
+    Measure("kl_all", "KL", "all, nats", True, "the same over all positions that are cached, masked or not", number),
+    Measure(
+        "agreement_masked",
+        "Agreement",
+        "masked",
+        False,
+        "share of masked tokens for which student and teacher name the same most likely token",
+        percent,
+    ),
+    Measure("agreement_all", "Agreement", "all", False, "the same over all positions that are cached", percent),
+    Measure(
+        "mlm_loss",
+        "MLM loss",
+        "masked, nats",
+        True,
+        "cross-entropy with the true token, mean over masked tokens",
+        number,
+    ),
+    Measure(
+        "masked_accuracy",
+        "Accuracy",
+        "masked",
+        False,
+        "share of masked tokens whose true token is named first",
+        percent,
+    ),
+    Measure(
+        "hidden_cosine",
+        "Cosine",
+        "all",
+        False,
+        "mean cosine between the last hidden states of student and teacher, all positions; only where both have one size",
+        number,
+    ),
+)
+
+_PERFECT = {"kl_masked": 0.0, "kl_all": 0.0, "agreement_masked": 1.0, "agreement_all": 1.0, "hidden_cosine": 1.0}
+"""The teacher against itself."""
+
+COLUMNS = tuple(
+    Column(measure.label, measure.unit, "↓ is better" if measure.lower_is_better else "↑ is better")
+    for measure in MEASURES
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One row of the comparison: each figure once per seed."""
+
+    name: str
+    trained: bool
+    seconds: list[float]
+    values: dict[str, list[float]]
+
+
+def comparison_runs(comparison: Record) -> list[Run]:
+    """The rows of `runs/comparison.json`, in its order."""
+    return [
+        Run(
+            name=row.text("name"),
+            trained=bool(row.values.get("trained")),
+            seconds=row.number_list("seconds") if "seconds" in row else [],
+            values={
+                measure.key: row.record("values").number_list(measure.key)
+                for measure in MEASURES
+                if measure.key in row.record("values")
+            },
+        )
+        for row in comparison.records("rows")
+    ]
+
+
+def this_run_table(files: RunFiles) -> Table:
+    """Teacher and student of this run, on the split of the evaluation and on validation."""
+    held_out = {files.evaluation.text("split"): files.evaluation}
+    held_out.setdefault("validation", files.training.record("validation"))
+    rows = []
+    for split, figures in held_out.items():
+        teacher = {
+            **{key: value for key, value in _PERFECT.items() if key in figures},
+            "mlm_loss": figures.number("teacher_mlm_loss"),
+            "masked_accuracy": figures.number("teacher_masked_accuracy"),
+        }
+        student = {measure.key: figures.number(measure.key) for measure in MEASURES if measure.key in figures}
+        name = files.training.text("student")
+        for who, values in (("teacher", teacher), (f"student {name}", student)):
+            rows.append([Cell(who, detail=split), *(_cell(measure, values) for measure in MEASURES)])
+    sizes = "; ".join(
+        f"{split}: {count(figures.number('masked_tokens'))} masked tokens, {count(figures.number('positions'))} positions"
+        for split, figures in held_out.items()
+    )
+    return Table(
+        name="this-run",
+        caption=f"This run, on text that the student was not trained on ({sizes}).",
+        columns=[Column("", "", ""), *COLUMNS],
+        rows=rows,
+    )
+
+
+def comparison_table(comparison: Record, runs: Sequence[Run]) -> Table:
+    """All rows, the mean over seeds and their range; the best mean of the trained ones is marked."""
+    trained = [run for run in runs if run.trained]
+    best = {measure.key: _best(measure, trained) for measure in MEASURES}
+    rows = []
+    for run in runs:
+        cells = [_mean_cell(measure, run, best[measure.key]) for measure in MEASURES]
+        time = Cell(duration(_mean(run.seconds)) if run.trained and run.seconds else "–")
+        rows.append([Cell(run.name), *cells, time])
+    seeds = comparison.number_list("seeds")
+    split = comparison.text("split")
+    if "masked_tokens" in comparison:
+        split += f" ({count(comparison.number('masked_tokens'))} masked tokens)"
+    caption = (
+        f"All runs of the comparison, on {split}: the mean over {len(seeds)} "
+        f"seed{'s' if len(seeds) != 1 else ''} and, below it, the lowest and the highest. Every student was trained for "
+        f"{count(comparison.number('steps'))} steps."
+    )
+    return Table(
+        name="comparison",
+        caption=caption,
+        columns=[Column("", "", ""), *COLUMNS, Column("Training", "time", "")],
+        rows=rows,
+    )
+
+
+def _best(measure: Measure, runs: Sequence[Run]) -> float | None:
+    means = [_mean(run.values[measure.key]) for run in runs if run.values.get(measure.key)]
+    if len(means) < 2:
+        return None
+    return min(means) if measure.lower_is_better else max(means)
+
+
+def _mean_cell(measure: Measure, run: Run, best: float | None) -> Cell:
+    values = run.values.get(measure.key)
+    if not values:
+        return Cell("–")
+    return _spread(values, measure.show, best=run.trained and _mean(values) == best)
+
+
+def _spread(values: Sequence[float], show: Callable[[float], str], *, best: bool = False) -> Cell:
+    detail = f"{show(min(values))}–{show(max(values))}" if len(values) > 1 else ""
+    return Cell(show(_mean(values)), detail=detail.replace(f"{NO_BREAK}%", ""), best=best)
+
+
+def _cell(measure: Measure, values: Mapping[str, float]) -> Cell:
+    return Cell(measure.show(values[measure.key])) if measure.key in values else Cell("–")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

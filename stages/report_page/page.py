@@ -1,0 +1,96 @@
+"""One self-contained HTML page: nothing in it is loaded from anywhere, and there is no script."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.report_page import closeness, content, plots, tables
+from stages.report_page.drawing import Plot
+from stages.report_page.run_files import RunFiles
+from stages.report_page.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The table of `pipeline compare`, its plots, and what is to be known about it."""
+
+    table: Table
+    plots: list[Plot]
+    notes: list[str]
+
+
+def write_page(files: RunFiles, folder: Path) -> None:
+    """Write `index.html`, and `plots/*.png` and `plots/*.svg` beside it, into `folder`."""
+    drawn = folder / "plots"
+    drawn.mkdir()
+    here = Path(__file__).parent
+    templates = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    title, summary = content.headline(files)
+    once, often = content.flow(files)
+    cache_bytes = files.cache.record("bytes_per_position").numbers()
+    html = templates.get_template("page.html.j2").render(
+        css=(here / "style.css").read_text(encoding="utf-8"),
+        title=title,
+        summary=summary,
+        tiles=content.tiles(files),
+        warnings=_warnings(files),
+        once=once,
+        often=often,
+        this_run=closeness.this_run_table(files),
+        measures=closeness.MEASURES,
+        comparison=_comparison(files, drawn),
+        training_plots=plots.training_plots(files, drawn),
+        teacher_plots=plots.teacher_plots(files, drawn),
+        cache_facts=content.cache_facts(files),
+        bytes_table=tables.bytes_table(files.cache),
+        bytes_plots=plots.bytes_plot(cache_bytes, drawn),
+        distribution_table=tables.distribution_table(files.cache),
+        spread_plots=plots.spread_plots(files.histograms, drawn),
+        logits_cached=bool(files.cache.record("retained_mass").values),
+        speed_table=tables.speed_table(files.speed),
+        load=content.LOAD,
+        provenance=content.provenance_facts(files),
+        packages=content.packages(files),
+        parameters=content.parameters_yaml(files),
+    )
+    (folder / "index.html").write_text(html, encoding="utf-8")
+
+
+def _warnings(files: RunFiles) -> list[str]:
+    """What a reader must know before believing the figures."""
+    found = []
+    cache, trained_on = files.cache.text("root_digest"), files.training.text("cache_root_digest")
+    if trained_on != cache:
+        found.append(
+            f"The student was trained from another cache ({trained_on[:12]}…) than the one described here ({cache[:12]}…). "
+            "Run pipeline train-student again to make them one."
+        )
+    commit = files.provenance.values.get("commit")
+    if commit is None:
+        found.append("The run was made outside of a git repository: its code cannot be named.")
+    elif commit.endswith("(modified)"):
+        found.append(
+            "Files differed from the git commit when the student was trained: the commit alone does not give its code."
+        )
+    return found
+
+
+def _comparison(files: RunFiles, drawn: Path) -> Comparison | None:
+    if files.comparison is None:
+        return None
+    runs = closeness.comparison_runs(files.comparison)
+    notes = []
+    cache, compared_on = files.cache.text("root_digest"), files.comparison.text("cache_root_digest")
+    if compared_on != cache:
+        notes.append(
+            f"This comparison was made on another cache ({compared_on[:12]}…) than this run's ({cache[:12]}…): "
+            "its figures stand for themselves. Run pipeline compare to make it anew."
+        )
+    return Comparison(
+        table=closeness.comparison_table(files.comparison, runs), plots=plots.comparison_plots(runs, drawn), notes=notes
+    )

@@ -1,0 +1,236 @@
+"""The plots of the report. One figure is one question; each has a title, axes with units and a caption that says what one sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from stages.report_page.closeness import Run
+from stages.report_page.drawing import FIRST, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
+from stages.report_page.run_files import Curves, Histogram, RunFiles
+from stages.report_page.units import NO_BREAK, number, percent
+
+_LOG_RANGE = 5
+"""A largest value this many times the smallest is drawn on a logarithmic axis."""
+
+
+def comparison_plots(runs: Sequence[Run], folder: Path) -> list[Plot]:
+    """KL and agreement of every student of the comparison; the teacher is 0 and 100 % by definition and left out."""
+    students = [run for run in runs if run.name != "teacher"]
+    drawn = []
+    for key, name, title, unit, better in (
+        ("kl_masked", "comparison-kl", "KL to the teacher, masked tokens", "nats", "further left"),
+        ("agreement_masked", "comparison-agreement", "Top-1 agreement, masked tokens", "%", "further right"),
+    ):
+        scale = 100.0 if unit == "%" else 1.0
+        shown = [(run.name, [scale * value for value in run.values[key]]) for run in students if run.values.get(key)]
+        if shown:
+            drawn.append(_dots(shown, folder, name=name, title=title, unit=unit, better=better))
+    return drawn
+
+
+def _dots(
+    rows: Sequence[tuple[str, Sequence[float]]], folder: Path, *, name: str, title: str, unit: str, better: str
+) -> Plot:
+    everything = [value for _, values in rows for value in values]
+    log = unit != "%" and min(everything) > 0 and max(everything) > _LOG_RANGE * min(everything)
+    with style():
+        figure, panel = axes(title, f"{unit}, logarithmic" if log else unit, "", height=0.9 + 0.42 * len(rows))
+        for place, (label, values) in enumerate(rows):
+            y = -place
+            panel.axhline(y, color=FIRST, alpha=0.25, linewidth=1)
+            panel.scatter(values, [y] * len(values), s=26, color=FIRST, alpha=0.85, linewidths=0, zorder=3)
+            mean = sum(values) / len(values)
+            for text, x, side in ((label, 0.0, "left"), (number(mean, 3), 1.0, "right")):
+                panel.annotate(
+                    text,
+                    (x, y),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    ha=side,
+                    parse_math=False,
+                )
+        if log:
+            logarithmic(panel, "x", everything)
+        else:
+            panel.set_xlim(0, 100 if unit == "%" else 1.08 * max(everything) or 1)
+        panel.set_ylim(-len(rows) + 0.6, 0.8)
+        panel.set_yticks([])
+        panel.spines["left"].set_visible(False)
+        panel.grid(visible=True, axis="x")
+        return finish(
+            figure,
+            folder,
+            name=name,
+            title=title,
+            caption=f"One dot per seed and student, the mean at the right; {better} is closer to the teacher.",
+        )
+
+
+def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
+    """Loss, its parts and the learning rate of the student, over steps; a part of weight 0 is no part and is not drawn."""
+    weights, temperature = run.config.train.weights, run.config.train.temperature
+    terms = ((weights.kd, "T² kd"), (weights.mlm, "mlm"), (weights.cos, "cos"))
+    formula = " + ".join(f"{weight:g}{NO_BREAK}{term}" for weight, term in terms if weight)
+    formula += f" with T{NO_BREAK}={NO_BREAK}{temperature:g}" if weights.kd else ""
+    panels = [
+        ("loss", "Student: loss", "loss (weighted sum)", f"What is minimised: {formula}."),
+    ]
+    if weights.kd:
+        panels.append(
+            (
+                "kd",
+                "Student: KL to the teacher (kd)",
+                f"nats, at T = {temperature:g}",
+                f"Distance from the teacher's distribution at temperature {temperature:g}, without its weight.",
+            )
+        )
+    if weights.mlm:
+        panels.append(
+            (
+                "mlm",
+                "Student: masked-token loss (mlm)",
+                "nats",
+                "Cross-entropy with the true token, without its weight.",
+            )
+        )
+    if weights.cos:
+        panels.append(
+            (
+                "cos",
+                "Student: hidden states (cos)",
+                "1 − cosine",
+                "Angle between the last hidden states of student and teacher, without its weight; 0 is the same direction.",
+            )
+        )
+    curves = [
+        plot
+        for column, title, unit, caption in panels
+        for plot in _curve(
+            run.training_curves, column, folder, name=f"student-{column}", title=title, unit=unit, caption=caption
+        )
+    ]
+    return [*curves, *_learning_rate(run.training_curves, run.config.train.learning_rate, folder)]
+
+
+def _learning_rate(curves: Curves, peak: float, folder: Path) -> Iterator[Plot]:
+    rates, title = curves["learning_rate"], "Student: learning rate"
+    if rates:
+        with style():
+            figure, panel = axes(title, "optimizer step", "learning rate")
+            panel.plot(curves["step"], rates, color=FIRST)
+            panel.set_xlim(0, 1.02 * max(curves["step"]))
+            panel.set_ylim(0, 1.08 * max(rates) or 1)
+            caption = f"Warm-up to {peak:g}, then linear decay to 0."
+            yield finish(figure, folder, name="student-learning-rate", title=title, caption=caption)
+
+
+def teacher_plots(run: RunFiles, folder: Path) -> list[Plot]:
+    """Loss of the teacher's own training; none where it was loaded as it is."""
+    caption = "Cross-entropy with the masked tokens while the teacher was trained."
+    return list(
+        _curve(
+            run.teacher_curves, "loss", folder, name="teacher-loss", title="Teacher: loss", unit="nats", caption=caption
+        )
+    )
+
+
+def _curve(
+    curves: Curves, column: str, folder: Path, *, name: str, title: str, unit: str, caption: str
+) -> Iterator[Plot]:
+    points = [(step, value) for step, value in zip(curves["step"], curves[column], strict=True) if math.isfinite(value)]
+    if not points:
+        return
+    steps, values = zip(*points, strict=True)
+    log = min(values) > 0 and max(values) > _LOG_RANGE * min(values)
+    with style():
+        figure, panel = axes(title, "optimizer step", f"{unit}, logarithmic" if log else unit)
+        panel.plot(steps, values, color=FIRST, marker="o" if len(values) == 1 else None)
+        panel.set_xlim(0, 1.02 * max(steps))
+        if log:
+            logarithmic(panel, "y", values)
+        panel.plot(steps[-1], values[-1], "o", color=FIRST, markersize=4, clip_on=False)
+        panel.annotate(
+            number(values[-1], 3), (steps[-1], values[-1]), xytext=(0, 7), textcoords="offset points", ha="right"
+        )
+        last = f" At the end: {number(values[-1], 3)}."
+        yield finish(figure, folder, name=name, title=title, caption=caption + last)
+
+
+def bytes_plot(per_position: dict[str, float], folder: Path) -> list[Plot]:
+    """Bars: bytes that each array takes per cached position of the train split; none where there is no array."""
+    if not per_position:
+        return []
+    rows = sorted(per_position.items(), key=lambda item: item[1])
+    total = sum(per_position.values())
+    title = "Bytes per cached position"
+    with style():
+        figure, panel = axes(title, "bytes per position, compressed", "", height=0.9 + 0.29 * len(rows))
+        bars = panel.barh(range(len(rows)), [value for _, value in rows], color=FIRST, height=0.62)
+        labels = [f"{number(value, 3)}  ({percent(value / total)})" if total else "0" for _, value in rows]
+        panel.bar_label(bars, labels, padding=4)
+        panel.set_xlim(0, 1.42 * max(value for _, value in rows) or 1)
+        panel.set_yticks(range(len(rows)), [name for name, _ in rows])
+        panel.tick_params(axis="y", length=0)
+        panel.grid(visible=False)
+        largest = rows[-1][0]
+        caption = (
+            f"{largest} alone is {percent(rows[-1][1] / total)} of a cached position."
+            if total
+            else "Nothing is stored."
+        )
+        return [finish(figure, folder, name="cache-bytes", title=title, caption=caption)]
+
+
+_SPREADS = {
+    "entropy": ("Entropy of the teacher", "entropy (nats)", "To the right the teacher is less sure of the token."),
+    "retained_mass": (
+        "Mass in the top k",
+        "share of the teacher's probability that is kept",
+        "To the right more of the teacher's distribution lies in the cached logits.",
+    ),
+}
+
+
+def spread_plots(histograms: Sequence[Histogram], folder: Path) -> list[Plot]:
+    """Histograms over train positions, masked against not masked: one plot per figure and temperature."""
+    drawn = []
+    for figure, temperature in dict.fromkeys((one.figure, one.temperature) for one in histograms):
+        if figure in _SPREADS:
+            chosen = [one for one in histograms if (one.figure, one.temperature) == (figure, temperature)]
+            drawn.append(_spread(chosen, folder, figure, f"{float(temperature):g}"))
+    return drawn
+
+
+def _spread(histograms: Sequence[Histogram], folder: Path, kind: str, temperature: str) -> Plot:
+    what, unit, reading = _SPREADS[kind]
+    title = f"{what}, T = {temperature}"
+    with style():
+        figure, panel = axes(title, unit, "% of positions, per bin", height=0.62 * WIDTH)
+        # The labels stand on the side where there is less to cover.
+        middle = (histograms[0].edges[0] + histograms[0].edges[-1]) / 2
+        left = sum(
+            share for one in histograms for low, share in zip(one.edges, one.shares, strict=False) if low < middle
+        )
+        x, side = (0.98, "right") if left > len(histograms) / 2 else (0.02, "left")
+        for one in histograms:
+            masked = one.positions == "masked"
+            colour = SECOND if masked else FIRST
+            shares = [100 * share for share in one.shares]
+            panel.stairs(shares, one.edges, color=colour, alpha=0.18, fill=True)
+            panel.stairs(shares, one.edges, color=colour, linewidth=1.3, linestyle="-" if masked else (0, (3, 1)))
+            panel.annotate(
+                "masked tokens" if masked else "tokens not masked (dashed)",
+                (x, 0.98 if masked else 0.88),
+                xycoords="axes fraction",
+                ha=side,
+                va="top",
+                color=colour,
+                weight="bold",
+            )
+        panel.set_xlim(histograms[0].edges[0], max(one.edges[-1] for one in histograms))
+        panel.set_ylim(bottom=0)
+        name = f"cache-{kind.replace('_', '-')}-{temperature.replace('.', '-')}"
+        return finish(figure, folder, name=name, title=title, caption=f"Positions of the train split. {reading}")

@@ -1,0 +1,109 @@
+"""What a finished training run leaves: the student's folder with its model card, its figures and where it came from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages.config import Config
+from stages.context import Context
+from stages.distiller import PARTS
+from stages.errors import InputError, StageError
+from stages.held_out import LABELS, held_out_figures
+from stages.model_card import model_card
+from stages.models import count_parameters, load_masked_lm, load_tokenizer
+from stages.outputs import whole_folder, write_csv, write_json
+from stages.provenance import provenance_of, write_resolved
+from stages.students import INPUTS
+from storage import CacheReader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+COLUMNS = ("step", "loss", *PARTS, "learning_rate", "grad_norm")
+
+
+def publish(
+    student: PreTrainedModel,
+    config: Config,
+    context: Context,
+    reader: CacheReader,
+    *,
+    run_fingerprint: str,
+    history: list[dict[str, float]],
+    figures: dict[str, Any],
+) -> None:
+    """Write `models/student`, `runs/train.json`, `runs/train.csv` and `runs/provenance.json`.
+
+    `history` is the Trainer's log, `figures` what the run says of itself. Raises `StageError` where the student's figures
+    on the validation split are not finite; nothing is written then.
+    """
+    artefacts, name = context.artefacts, config.train.student
+    provenance = provenance_of(config, context, reader, run_fingerprint)
+    steps = [entry for entry in history if "loss" in entry]
+    last = {part: round(steps[-1][part], 5) for part in ("loss", *PARTS)}
+    figures = {
+        "student": name,
+        "parameters": count_parameters(student),
+        **figures,
+        "cache_root_digest": reader.root_digest,
+    }
+    with whole_folder(artefacts.student) as folder:
+        student.save_pretrained(folder)
+        load_tokenizer(reader.folder / "tokenizer", inputs=INPUTS).save_pretrained(folder)
+        write_resolved(folder, config, "train", f"students.{name}")
+        validation = _validate(folder, config, context, reader)
+        card = model_card(
+            config,
+            reader,
+            model_id=artefacts.student.relative_to(artefacts.project).as_posix(),
+            figures={**figures, "validation": validation},
+            provenance=provenance,
+            speed=_read_speed(artefacts.speed(name), name),
+        )
+        card.save(folder / "README.md")
+    write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
+    write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
+    write_json(artefacts.runs / "provenance.json", provenance)
+    parts = {"kd": "KD loss", "mlm": "MLM loss", "cos": "cosine loss"}
+    context.progress.summary(
+        f"student {name}",
+        {
+            "parameters": figures["parameters"],
+            "steps": f"{figures['steps']:,}, {figures['epochs']:g} epochs, {figures['precision']}",
+            "loss at the end": last["loss"],
+            **{f"{label} at the end": last[part] for part, label in parts.items()},
+            **{
+                f"{LABELS[figure]} (validation)": validation[figure]
+                for figure in ("kl_masked", "agreement_masked", "mlm_loss")
+            },
+            "cache root digest": reader.root_digest[:12],
+            "seconds": figures["seconds"],
+        },
+    )
+
+
+def _validate(folder: Path, config: Config, context: Context, reader: CacheReader) -> dict[str, float]:
+    """Figures on the validation split of what was saved: loaded anew, so they do not depend on how training ended."""
+    student = load_masked_lm(folder, device=context.device)
+    figures = held_out_figures(student, reader, "validation", batch_size=config.train.micro_batch_size, context=context)
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise StageError(
+                f"{name} of the trained student on the validation split is {value}; expected a finite number; "
+                "lower train.learning_rate and run again"
+            )
+    return figures
+
+
+def _read_speed(file: Path, student: str) -> dict[str, Any] | None:
+    """What init-student measured; None where only the initial weights were brought here."""
+    if not file.is_file():
+        return None
+    try:
+        speed: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} cannot be read ({error}); run: pipeline init-student {student}") from None
+    return speed
