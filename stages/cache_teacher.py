@@ -201,27 +201,30 @@ def _computed_with(config: Config, context: Context) -> dict[str, str | int]:
 
 
 def _report(config: Config, context: Context, root_digest: str, computed: int, seconds: float) -> None:
-    """Write cache/run.json, cache/distributions.csv and the parameters beside them."""
+    """Write cache/run.json (what one compares between runs), figures.json, distributions.csv and the parameters."""
     artefacts = context.artefacts
     reader = CacheReader(artefacts.cache)
     train = TrainFigures(reader)
     size = sum(file.stat().st_size for file in artefacts.cache.rglob("*") if file.is_file())
     rows = {split: counts["rows"] for split, counts in reader.counts.items()}
+    run_figures = {
+        "bytes": size,
+        "bytes_per_train_position": train.total_bytes_per_position(),
+        "retained_mass": train.retained_mass(),
+        "shards_computed": computed,
+        "seconds": round(seconds, 1),
+    }
     figures = {
         "fingerprint": reader.description.fingerprint,
         "root_digest": root_digest,
         "positions": rows,
-        "bytes": size,
-        "bytes_per_train_position": train.total_bytes_per_position(),
         "bytes_per_position": train.bytes_per_position(),
-        "retained_mass": train.retained_mass(),
         **{positions: train.of(positions) for positions in POSITIONS},
-        "shards_computed": computed,
-        "seconds": round(seconds, 1),
     }
-    write_json(artefacts.cache_run, figures)
+    write_json(artefacts.cache_figures, figures)
     write_csv(artefacts.cache_distributions, COLUMNS, train.histograms())
     write_resolved(artefacts.cache_run.with_name("resolved-config.json"), config, *SECTIONS)
+    write_json(artefacts.cache_run, run_figures)  # last: where it is, the others are
     mass = ", ".join(f"{kept:.3f} at T = {t}" for t, kept in train.retained_mass().items())
     context.progress.summary(
         "teacher cache",

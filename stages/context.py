@@ -112,6 +112,10 @@ class Artefacts:
         return self.project / "report"
 
     @property
+    def cache_figures(self) -> Path:
+        return self.project / "cache" / "figures.json"
+
+    @property
     def cache_distributions(self) -> Path:
         return self.project / "cache" / "distributions.csv"
 

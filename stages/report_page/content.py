@@ -91,9 +91,9 @@ def tiles(files: RunFiles) -> list[Tile]:
         ),
         Tile(
             "Cache",
-            number(files.cache.number("bytes_per_train_position")),
+            number(files.cache_run.number("bytes_per_train_position")),
             "bytes per position",
-            f"{data_size(files.cache.number('bytes'))} for all splits",
+            f"{data_size(files.cache_run.number('bytes'))} for all splits",
         ),
     ]
 
@@ -121,7 +121,7 @@ def flow(files: RunFiles) -> tuple[list[Step], list[Step]]:
         Step(
             "cache-teacher",
             f"{count(cache.record('positions').number('train'))} positions",
-            f"{data_size(cache.number('bytes'))}, {duration(cache.number('seconds'))}",
+            f"{data_size(files.cache_run.number('bytes'))}, {duration(files.cache_run.number('seconds'))}",
         ),
         Step(
             "init-student",
@@ -155,10 +155,13 @@ def cache_facts(files: RunFiles) -> Facts:
     )
     return [
         ("Cached positions", ", ".join(f"{split} {count(positions.number(split))}" for split in SPLITS)),
-        ("Size", f"{data_size(cache.number('bytes'))} in all"),
-        ("Per train position", f"{number(cache.number('bytes_per_train_position'))} bytes"),
+        ("Size", f"{data_size(files.cache_run.number('bytes'))} in all"),
+        ("Per train position", f"{number(files.cache_run.number('bytes_per_train_position'))} bytes"),
         ("Coding", coding),
-        ("Shards computed", f"{count(cache.number('shards_computed'))} in {duration(cache.number('seconds'))}"),
+        (
+            "Shards computed",
+            f"{count(files.cache_run.number('shards_computed'))} in {duration(files.cache_run.number('seconds'))}",
+        ),
         ("Fingerprint", cache.text("fingerprint")),
         ("Root digest", cache.text("root_digest")),
     ]

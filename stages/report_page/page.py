@@ -51,7 +51,7 @@ def write_page(files: RunFiles, folder: Path) -> None:
         bytes_plots=plots.bytes_plot(cache_bytes, drawn),
         distribution_table=tables.distribution_table(files.cache),
         spread_plots=plots.spread_plots(files.histograms, drawn),
-        logits_cached=bool(files.cache.record("retained_mass").values),
+        logits_cached=bool(files.cache_run.record("retained_mass").values),
         speed_table=tables.speed_table(files.speed),
         load=content.LOAD,
         provenance=content.provenance_facts(files),

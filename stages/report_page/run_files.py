@@ -100,6 +100,7 @@ class RunFiles:
 
     teacher: Record
     teacher_curves: Curves
+    cache_run: Record
     cache: Record
     histograms: list[Histogram]
     speed: Record
@@ -131,7 +132,8 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
     return RunFiles(
         teacher=_read_json(runs / "teacher.json", "pipeline teacher"),
         teacher_curves=_read_curves(runs / "teacher.csv", "pipeline teacher", ("step", "loss", "learning_rate")),
-        cache=_read_json(artefacts.cache_run, "pipeline cache-teacher"),
+        cache_run=_read_json(artefacts.cache_run, "pipeline cache-teacher"),
+        cache=_read_json(artefacts.cache_figures, "pipeline cache-teacher"),
         histograms=_read_histograms(artefacts.cache_distributions, "pipeline cache-teacher"),
         speed=_read_json(artefacts.speed(student), f"pipeline init-student {student}"),
         provenance=provenance,

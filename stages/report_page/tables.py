@@ -72,15 +72,11 @@ def bytes_table(cache: Record) -> Table:
 def distribution_table(cache: Record) -> Table:
     """Means of entropy and retained mass per temperature, on masked and on other positions."""
     groups = [(cache.record("masked"), "masked"), (cache.record("unmasked"), "unmasked")]
-    retained = cache.record("retained_mass").numbers()
     rows = []
     for key, label, show in (("entropy", "Entropy", number), ("retained_mass", "Mass in the top k", percent)):
         means = {name: group.record(key).numbers() if key in group else {} for group, name in groups}
-        temperatures = sorted(
-            {*means["masked"], *means["unmasked"]} | (retained.keys() if key != "entropy" else set()), key=float
-        )
-        for temperature in temperatures:
-            everywhere = retained.get(temperature) if key == "retained_mass" else _over_both(cache, key, temperature)
+        for temperature in sorted({*means["masked"], *means["unmasked"]}, key=float):
+            everywhere = _over_both(cache, key, temperature)
             values = [means["masked"].get(temperature), means["unmasked"].get(temperature), everywhere]
             unit = "nats" if key == "entropy" else "share of probability"
             rows.append(

@@ -106,13 +106,17 @@ def _json_files(overrides: dict[str, Any]) -> dict[str, Any]:
         "models/student/config.json": {},
         "runs/teacher.json": {"parameters": 4295424, "mlm_loss": 3.69677, "steps": 2000, "source": "train"},
         "cache/run.json": {
+            "bytes": 224760522,
+            "bytes_per_train_position": 319.6,
+            "retained_mass": {"1.0": 0.8391, "2.0": 0.2658},
+            "shards_computed": 40,
+            "seconds": 52.2,
+        },
+        "cache/figures.json": {
             "fingerprint": FINGERPRINT,
             "root_digest": DIGEST,
             "positions": {"test": 31093, "train": 593573, "validation": 15567},
-            "bytes": 224760522,
-            "bytes_per_train_position": 319.6,
             "bytes_per_position": {"hidden": 226.4, "top_ids": 58.9, "stat": 34.2, "masked": 0.1},
-            "retained_mass": {"1.0": 0.8391, "2.0": 0.2658},
             "masked": {
                 "positions": 178072,
                 "entropy": {"1.0": 3.842, "2.0": 7.713},
@@ -123,8 +127,6 @@ def _json_files(overrides: dict[str, Any]) -> dict[str, Any]:
                 "entropy": {"1.0": 0.7312, "2.0": 5.921},
                 "retained_mass": {"1.0": 0.9274, "2.0": 0.2994},
             },
-            "shards_computed": 40,
-            "seconds": 52.2,
         },
         "runs/speed-half.json": {
             "teacher": model(4295424, 6.71, 219.8),

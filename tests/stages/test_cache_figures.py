@@ -17,7 +17,9 @@ def cached(make_project):
 
 
 def run_json(project):
-    return json.loads(project.artefacts.cache_run.read_text())
+    """Both files as one."""
+    artefacts = project.artefacts
+    return {**json.loads(artefacts.cache_run.read_text()), **json.loads(artefacts.cache_figures.read_text())}
 
 
 def train_rows(project):

@@ -229,6 +229,7 @@ def test_the_same_run_gives_the_same_bytes(finished):
         ("runs/teacher.json", "pipeline teacher"),
         ("runs/teacher.csv", "pipeline teacher"),
         ("cache/run.json", "pipeline cache-teacher"),
+        ("cache/figures.json", "pipeline cache-teacher"),
         ("cache/distributions.csv", "pipeline cache-teacher"),
         ("runs/speed-half.json", "pipeline init-student half"),
         ("runs/provenance.json", "pipeline train-student"),
@@ -245,10 +246,10 @@ def test_a_missing_file_names_the_command_that_makes_it(finished, file, command)
 
 
 def test_a_file_of_another_version_names_the_key_and_the_command(finished):
-    change(finished.cache_run, masked=None)
+    change(finished.cache_figures, masked=None)
     with pytest.raises(InputError, match=r"masked is nothing; expected an object.*run: pipeline cache-teacher"):
         make_report(finished)
-    change(finished.cache_run, masked={}, positions={"train": "many"})
+    change(finished.cache_figures, masked={}, positions={"train": "many"})
     with pytest.raises(InputError, match=r'positions\.train is "many"; expected a number'):
         make_report(finished)
 
@@ -274,7 +275,8 @@ def test_what_a_run_does_not_have_is_said(tmp_path):
     )
     (artefacts.runs / "teacher.csv").write_text("step,loss,learning_rate\n", encoding="utf-8")
     group = {"positions": 593573, "entropy": {"1.0": 2.0}, "retained_mass": {}}
-    change(artefacts.cache_run, retained_mass={}, masked=group, unmasked={})
+    change(artefacts.cache_run, retained_mass={})
+    change(artefacts.cache_figures, masked=group, unmasked={})
     rows = [{"figure": "entropy", "temperature": "1.0", "positions": "masked", "low": 0, "high": 1, "share": 1}]
     write_rows(artefacts.cache_distributions, rows)
     page = make_report(artefacts)
