@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## style, types, import layers, documentation
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py tests/test_docs.py
 
-campaign: $(INSTALLED)  ## long fault campaigns: kills at random moments
+campaign: $(INSTALLED)  ## long fault campaigns: kills at random moments, flipped bits at random places
 	$(BIN)/python -m pytest -m campaign
 
 # torch is held: a newer one would bring its GPU packages along, gigabytes of them.

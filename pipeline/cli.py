@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cache_commands import cache
 from pipeline.stage_command import stage_command
 
 if TYPE_CHECKING:
@@ -148,3 +149,6 @@ def compare(config: Config, context: Context) -> None:
     from pipeline import compare as comparison
 
     comparison.compare(config, context)
+
+
+cli.add_command(cache)

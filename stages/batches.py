@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from stages.batch_plan import RESIDENT_SHARDS, BatchPlan
+from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
-from stages.losses import IGNORED, TopKTargets
+from stages.losses import IGNORED
 from storage import CacheDescription, CacheReader, Layout, ShardArrays, ShardId, Split
 
 Batch = dict[str, Tensor]
@@ -29,13 +32,18 @@ class Wanted:
 
     hidden: bool
     logits: bool
+    draws: bool = False
 
 
 def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
     """Pad the sequences of `rows` (S sequences, R rows, longest L) and lay their rows out flat.
 
     `input_ids`, `attention_mask` i8 (S, L); `row_index` i8 (R,): place of each row in the flattened (S L,); `labels` i8
-    (R,); and, as stored, `hidden` (R, layers, H), `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or `top_logits`.
+    (R,); and, as stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or
+    `top_logits`, `draw_ids` i8 (R, n) and `draw_weight`.
+
+    What is ragged in the cache is as wide as its longest row here: a shorter row repeats its first id, with a weight of 0
+    for draws; `top_count` u1 (R,) says how many of the logits count.
     """
     offsets = rows.sequence_offsets.astype(np.int64)
     lengths = np.diff(offsets)
@@ -53,10 +61,33 @@ def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
         "labels": labels,
     }
     if wanted.hidden:
-        arrays.update(rows.hidden)
+        arrays.update({name: array[:, -1:] for name, array in rows.hidden.items()})
+    if wanted.logits or wanted.draws:
+        arrays["stat"] = rows.stat
     if wanted.logits and rows.top_ids is not None:
-        arrays.update(rows.logits, stat=rows.stat, top_ids=rows.top_ids.astype(np.int64))
+        kept = {"top_ids": rows.top_ids.astype(np.int64), **rows.logits}
+        if rows.top_count is not None:
+            kept = {name: _padded(flat, rows.top_count) for name, flat in kept.items()} | {"top_count": rows.top_count}
+        arrays.update(kept)
+    if wanted.draws and rows.draw_count is not None and rows.draw_ids is not None and rows.draw_weight is not None:
+        weight = _padded(rows.draw_weight, rows.draw_count)
+        weight[~_inside(rows.draw_count)] = 0
+        arrays.update(draw_ids=_padded(rows.draw_ids.astype(np.int64), rows.draw_count), draw_weight=weight)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def _inside(counts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """B (rows, longest): which places of a padded array hold an entry of the row."""
+    return np.arange(int(counts.max(initial=1))) < counts[:, None]
+
+
+def _padded(flat: npt.NDArray[Any], counts: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """(rows, longest) from rows of one entry or more, one after the other: shorter ones are filled up with their first."""
+    inside = _inside(counts)
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    padded = np.repeat(flat[starts, None], inside.shape[1], axis=1)
+    padded[inside] = flat
+    return padded
 
 
 @dataclass(frozen=True)
@@ -68,13 +99,25 @@ class TargetDecoder:
 
     def hidden(self, batch: Batch) -> Tensor:
         """The teacher's last cached hidden state, f4 (R, H)."""
-        hidden = batch["hidden"][:, -1].float()
+        hidden = batch["hidden"][:, -1]
+        if self.layout.hidden == "bfloat16":
+            return hidden.view(torch.bfloat16).float()
+        hidden = hidden.float()
         if self.layout.hidden == "int8":
             scale = batch["hidden_scale"][:, -1].float().repeat_interleave(self.layout.hidden_group, dim=-1)
             hidden = hidden * scale[:, : hidden.shape[-1]]
         return hidden
 
-    def top_k(self, batch: Batch, temperature: float) -> TopKTargets:
+    def logits(self, batch: Batch) -> Tensor:
+        """The cached logits, f4 (R, k), descending along each row; places after a shorter row's last mean nothing."""
+        if self.layout.logits != "grid":
+            return batch["top_logits"].float()
+        steps = batch["top_gap"].cumsum(-1, dtype=torch.int32)
+        # In float64 as storage does: a step that is no power of two is rounded once.
+        step = float(np.float32(self.layout.grid_step))
+        return (batch["stat"][:, :1].double() - step * steps.double()).float()
+
+    def top_k(self, batch: Batch, temperature: float, *, renormalise: bool = False) -> TopKTargets:
         """The cached ids (R, k) with their log-probabilities at a declared temperature.
 
         Raises `ConfigError` for another one: its logsumexp over the whole vocabulary is not in the cache.
@@ -84,13 +127,45 @@ class TargetDecoder:
             raise ConfigError(
                 f"train.temperature is {temperature}; allowed: the temperatures that the cache declares ({declared})"
             )
-        if self.layout.logits == "grid":
-            steps = batch["top_gap"].to(torch.int32).cumsum(-1, dtype=torch.int32)
-            logits = batch["stat"][:, :1] - self.layout.grid_step * steps
-        else:
-            logits = batch["top_logits"].float()
         logsumexp = batch["stat"][:, 1 + 2 * self.temperatures.index(temperature), None]
-        return TopKTargets(batch["top_ids"], logits / temperature - logsumexp)
+        log_p = self.logits(batch) / temperature - logsumexp
+        if "top_count" in batch:
+            places = torch.arange(log_p.shape[1], device=log_p.device)
+            log_p = log_p.masked_fill(places >= batch["top_count"][:, None], float("-inf"))
+        return TopKTargets(batch["top_ids"], log_p, renormalise)
+
+    def draws(self, batch: Batch, temperature: float) -> DrawnTargets:
+        """The cached draws (R, n).
+
+        Drawn from the full distribution they stand for it alone; drawn from the tail, for what the cached logits leave
+        out, and the logits come before them.
+
+        Raises `ConfigError` for another temperature than that of the distribution which they were drawn from.
+        """
+        if temperature != self.layout.draw_temperature:
+            raise ConfigError(
+                f"train.temperature is {temperature}; allowed: {self.layout.draw_temperature}, "
+                "the temperature that the cache's ids were drawn at (cache.draw_temperature)"
+            )
+        entropy = batch["stat"][:, 2 + 2 * self.temperatures.index(temperature)]
+        ids, shares = batch["draw_ids"], batch["draw_weight"].float() / self.layout.draws
+        if self.layout.draw_from == "tail":
+            head = self.top_k(batch, temperature)
+            p = head.log_probabilities.exp()
+            outside = (1.0 - p.sum(-1, keepdim=True)).clamp_min(0.0)
+            ids, shares = torch.cat([head.ids, ids], -1), torch.cat([p, outside * shares], -1)
+        return DrawnTargets(ids, shares, entropy)
+
+    def row_weights(self, batch: Batch) -> Tensor | None:
+        """How many positions each row stands for, f4 (R,); None where each stands for itself."""
+        if self.layout.positions != "sampled":
+            return None
+        weights = torch.full(batch["labels"].shape, 1.0 / self.layout.position_fraction, device=batch["labels"].device)
+        return weights.masked_fill_(batch["labels"] != IGNORED, 1.0)
+
+    def positions(self, batch: Batch) -> int:
+        """How many positions the rows stand for: all tokens where some were sampled, else the rows themselves."""
+        return int(batch["attention_mask"].sum()) if self.layout.positions == "sampled" else batch["labels"].numel()
 
 
 class ResidentShards:

@@ -33,16 +33,15 @@ def shard_figures(
     where logits are kept. A kind of which there are no rows is left out.
     """
     figures: dict[str, dict[str, Any]] = {}
+    retained = _retained_mass(targets, temperatures)
     for name, chosen in zip(POSITIONS, (masked, ~masked), strict=True):
         if not chosen.any():
             continue
         entry: dict[str, Any] = {"positions": int(chosen.sum()), "entropy": {}, "retained_mass": {}}
         for i, temperature in enumerate(temperatures):
-            logsumexp, entropy = targets.stat[chosen, 1 + 2 * i], targets.stat[chosen, 2 + 2 * i]
-            entry["entropy"][str(temperature)] = _summary("entropy", entropy)
-            if targets.top_logits is not None:
-                kept = np.exp(targets.top_logits[chosen] / temperature - logsumexp[:, None]).sum(-1)
-                entry["retained_mass"][str(temperature)] = _summary("retained_mass", kept)
+            entry["entropy"][str(temperature)] = _summary("entropy", targets.stat[chosen, 2 + 2 * i])
+            if retained:
+                entry["retained_mass"][str(temperature)] = _summary("retained_mass", retained[i][chosen])
         figures[name] = entry
     return figures
 
@@ -100,6 +99,23 @@ class TrainFigures:
             temperature: round(sum(e["positions"] * e[name][temperature]["mean"] for e in entries) / count, 4)
             for temperature in (entries[0][name] if entries else ())
         }
+
+
+def _retained_mass(targets: ShardTargets, temperatures: tuple[float, ...]) -> list[npt.NDArray[np.float32]]:
+    """Probability of the cached ids of each row, f4 (rows,) per temperature; empty where no logits are kept."""
+    logits = targets.top_logits
+    if logits is None:
+        return []
+    masses = []
+    for i, temperature in enumerate(temperatures):
+        logsumexp = targets.stat[:, 1 + 2 * i]
+        if targets.top_count is None:
+            masses.append(np.exp(logits / temperature - logsumexp[:, None]).sum(-1))
+        else:  # every row has an entry, so no range is empty
+            starts = np.cumsum(targets.top_count, dtype=np.int64) - targets.top_count
+            likely = np.exp(logits / temperature - logsumexp.repeat(targets.top_count))
+            masses.append(np.add.reduceat(likely, starts) if len(starts) else logsumexp)
+    return masses
 
 
 def _summary(name: str, values: npt.NDArray[np.floating[Any]]) -> dict[str, Any]:

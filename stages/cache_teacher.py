@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from stages.cache_figures import COLUMNS, POSITIONS, TrainFigures, shard_figures
-from stages.config import Config, cache_spec, to_plain
+from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
@@ -84,7 +86,7 @@ def run(config: Config, context: Context) -> None:
                 f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.folder}"
             )
             layout = description.splits[shard.split].layout
-            seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard))
+            seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard), seed=config.masking.seed)
             targets = computer.compute(seen, layout)
             rows = seen.rows(layout)
             masked = (seen.masked if rows is None else seen.masked[rows]) == 1
@@ -108,6 +110,9 @@ def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescr
     _check_origin(config, context)
     if config.cache.train_top_k > vocabulary_size:
         raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
+    if config.cache.train_top_k == vocabulary_size and config.cache.rungs["draw_from"] == "tail":
+        raise refuse("cache.draw_from", "tail", f"all, as cache.top_k is the whole vocabulary ({vocabulary_size})")
+    check_teacher_layers(config.train, config.cache, layers)
     return CacheDescription(
         spec=cache_spec(config),
         content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
@@ -116,7 +121,7 @@ def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescr
         hidden_size=teacher_config["hidden_size"],
         special_tokens=dict(tokens.special_tokens),
         teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, layers, vocabulary_size) for split in SPLITS},
+        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS},
     )
 
 
@@ -147,7 +152,7 @@ def _check_origin(config: Config, context: Context) -> None:
 
 
 def _describe_split(
-    config: Config, tokens: TokenStore, split: Split, layers: int, vocabulary_size: int
+    config: Config, tokens: TokenStore, split: Split, teacher_config: Mapping[str, Any]
 ) -> SplitDescription:
     lengths = tokens.split(split).lengths
     wanted = getattr(config.cache.sequences, split)
@@ -159,7 +164,12 @@ def _describe_split(
     starts = np.flatnonzero(np.diff(number, prepend=-1))
     counts = np.diff(starts, append=len(lengths))
     return SplitDescription(
-        layout=config.cache.layout(split, teacher_layers=layers, vocabulary_size=vocabulary_size),
+        layout=config.cache.layout(
+            split,
+            teacher_layers=teacher_config["num_hidden_layers"],
+            hidden_size=teacher_config["hidden_size"],
+            vocabulary_size=teacher_config["vocab_size"],
+        ),
         variants=config.masking.variants if split == "train" else 1,
         sequences=len(lengths),
         tokens=int(lengths.sum()),

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from stages.batches import Batch, PlannedBatches, TargetDecoder
+from stages.batches import Batch, PlannedBatches, TargetDecoder, Wanted
 from stages.config import TrainConfig
 from stages.context import Context
 from stages.errors import InputError, StageError
 from stages.heads import Head, filled
-from stages.losses import IGNORED, HiddenTargets, TopKTargets, cosine_loss_sum, distillation_loss
+from stages.losses import IGNORED, HiddenTargets, Targets, cosine_loss_sum, distillation_loss
 from stages.models import encoder_hidden
 from storage.files import sync_tree
 
@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PARTS = ("kd", "mlm", "cos")
-"""Parts of the loss in the log, unweighted: nats per row, nats per predicted token, and 1 - cosine per row."""
+"""Parts of the loss in the log, unweighted: nats per position, nats per predicted token, and 1 - cosine per position."""
+
+
+def wanted_by(config: TrainConfig) -> Wanted:
+    """The stored targets that the losses of a training read."""
+    kd = config.kd_source if config.weights.kd > 0 else None
+    return Wanted(hidden=kd == "hidden" or config.weights.cos > 0, logits=kd == "top_k", draws=config.reads_draws)
 
 
 class Distiller(nn.Module):
@@ -45,16 +51,21 @@ class Distiller(nn.Module):
         self._decoder = decoder
         self._teacher_head = teacher_head
 
+    def positions(self, batch: Batch) -> int:
+        """The positions that KD and cosine are means over."""
+        return self._decoder.positions(batch)
+
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and parts of a micro-batch; `counts` f4 (2,): rows and labelled rows of the whole optimizer step."""
+        """Loss and parts of a micro-batch; `counts` f4 (2,): positions and labelled rows of the whole optimizer step."""
         config = self._config
         rows = encoder_hidden(self.student, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)[
             batch["row_index"]
         ]
         head = Head.of(self.student)
         weight, bias = head.projection
-        row_count, label_count = counts.clamp_min(1).unbind()
+        position_count, label_count = counts.clamp_min(1).unbind()
         teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
+        row_weights = self._decoder.row_weights(batch)
         loss = distillation_loss(
             head.features(filled(rows))[: len(rows)],
             weight,
@@ -62,22 +73,26 @@ class Distiller(nn.Module):
             labels=batch["labels"],
             targets=self._targets(batch, teacher_hidden),
             temperature=config.temperature,
-            kd_scale=config.weights.kd / row_count,
+            kd_scale=config.weights.kd / position_count,
             mlm_scale=config.weights.mlm / label_count,
+            row_weights=row_weights,
         )
         total, cos_sum = loss.total, torch.zeros_like(loss.kd_sum)
         if config.weights.cos > 0 and teacher_hidden is not None:
-            cos = cosine_loss_sum(rows, teacher_hidden)
-            total = total + config.weights.cos / row_count * cos
+            cos = cosine_loss_sum(rows, teacher_hidden, row_weights)
+            total = total + config.weights.cos / position_count * cos
             cos_sum = cos.detach()
-        parts = torch.stack([loss.kd_sum / row_count, loss.mlm_sum / label_count, cos_sum / row_count])
+        parts = torch.stack([loss.kd_sum / position_count, loss.mlm_sum / label_count, cos_sum / position_count])
         return total, parts
 
-    def _targets(self, batch: Batch, teacher_hidden: Tensor | None) -> HiddenTargets | TopKTargets | None:
-        if self._config.weights.kd == 0:
+    def _targets(self, batch: Batch, teacher_hidden: Tensor | None) -> Targets | None:
+        config = self._config
+        if config.weights.kd == 0:
             return None
-        if self._config.kd_source == "top_k":
-            return self._decoder.top_k(batch, self._config.temperature)
+        if config.reads_draws:
+            return self._decoder.draws(batch, config.temperature)
+        if config.kd_source == "top_k":
+            return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")
         if self._teacher_head is None or teacher_hidden is None:
             raise ValueError("kd_source hidden needs the cached head and hidden states")
         if self._teacher_head.projection[0].device != teacher_hidden.device:
@@ -94,6 +109,7 @@ class DistillationTrainer(Trainer):
         super().__init__(model=distiller, args=args, train_dataset=batches, **kwargs)
         # The loss is normalised by the counts of the whole optimizer step; Trainer must not divide it again.
         self.loss_is_scaled_for_ga = True
+        self._distiller = distiller
         self._batches = batches
         self._folder = folder
         self._parts = torch.zeros(len(PARTS), device=args.device)
@@ -105,10 +121,10 @@ class DistillationTrainer(Trainer):
         return DataLoader(self._batches, batch_size=None, generator=torch.Generator())
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
-        """Rows and labelled rows of one optimizer step, f4 (2,), over its micro-batches and all ranks."""
-        rows = sum(batch["labels"].numel() for batch in batch_samples)
+        """Positions and labelled rows of one optimizer step, f4 (2,), over its micro-batches and all ranks."""
+        positions = sum(self._distiller.positions(batch) for batch in batch_samples)
         labelled = sum(int((batch["labels"] != IGNORED).sum()) for batch in batch_samples)
-        counts = torch.tensor([rows, labelled], dtype=torch.float32, device=device)
+        counts = torch.tensor([positions, labelled], dtype=torch.float32, device=device)
         if self.args.world_size > 1:
             torch.distributed.all_reduce(counts)
         return counts

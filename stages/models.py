@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +163,17 @@ def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
 
     The base model is called alone, so that the head can be applied to chosen positions only; that is exact.
     """
-    hidden: torch.Tensor = model.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    return hidden
+    return encoder_states(model, input_ids, attention_mask)[0]
+
+
+def encoder_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layers: Sequence[int] = ()
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """Output of the last block, and of each of `layers` (0: the embeddings, n: the n-th block), float (batch, tokens, H)."""
+    output = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, **({"output_hidden_states": list(layers)} if layers else {})
+    )
+    return output.last_hidden_state, {layer: output.hidden_states[layer] for layer in layers}
 
 
 def weights_digest(folder: Path) -> str:

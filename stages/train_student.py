@@ -15,8 +15,8 @@ import transformers
 from transformers import PrinterCallback, TrainingArguments
 
 from stages.batch_plan import BatchPlan
-from stages.batches import PlannedBatches, Wanted, decoder_for
-from stages.config import Config, cache_spec, check_cosine_width, to_plain
+from stages.batches import PlannedBatches, decoder_for
+from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.device import resolve_precision
@@ -27,6 +27,7 @@ from stages.distiller import (
     checkpoint_step,
     latest_checkpoint,
     load_weights,
+    wanted_by,
 )
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
@@ -66,6 +67,7 @@ def run(config: Config, context: Context) -> None:
     reader = CacheReader(context.artefacts.cache)
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
+    check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
     student = _initial_student(config, context)
     run_ = _plan_run(config, context, reader)
     context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -171,6 +173,8 @@ def _plan_run(config: Config, context: Context, reader: CacheReader) -> _Run:
     settings = to_plain(train)
     for name in ("checkpoint_steps", "log_steps"):
         settings.pop(name)
+    if train.tail == "rest":  # runs from before there was a choice are the same runs
+        settings.pop("tail")
     identity = {
         "train": settings,
         "student": to_plain(config.student),
@@ -200,6 +204,10 @@ def _train(
 ) -> list[dict[str, float]]:
     """Drive the Trainer to the last step; returns its log. Raises `Interrupted` after a checkpoint when asked to stop."""
     train = config.train
+    if train.weights.kd > 0 and train.tail == "renormalise":
+        context.progress.message(
+            "train.tail is renormalise: the student is pulled to the top-k ids alone, far from the teacher; for comparison only"
+        )
     through_head = train.weights.kd > 0 and train.kd_source == "hidden"
     distiller = Distiller(
         student, train, decoder_for(reader.description, "train"), Head.load(reader.folder) if through_head else None
@@ -207,9 +215,7 @@ def _train(
     batches = PlannedBatches(
         reader,
         run_.plan,
-        wanted=Wanted(
-            hidden=through_head or train.weights.cos > 0, logits=train.weights.kd > 0 and train.kd_source == "top_k"
-        ),
+        wanted=wanted_by(train),
         micro_batch_size=train.micro_batch_size,
         first_step=0 if checkpoint is None else checkpoint_step(checkpoint),
         last_step=run_.steps,

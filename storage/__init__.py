@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from storage.arrays import ShardArrays
 from storage.codecs import decode_hidden, decode_logits, encode_hidden, encode_logits
 from storage.description import CacheDescription, SplitDescription
 from storage.errors import (
@@ -15,8 +14,20 @@ from storage.errors import (
     MismatchError,
 )
 from storage.identity import canonical_json, differing_fields, digest_arrays, fingerprint
-from storage.layout import FORMAT_VERSION, SPLITS, HiddenName, Layout, LogitsName, PositionsName, ShardId, Split
+from storage.layout import (
+    FORMAT_VERSION,
+    SPLITS,
+    DrawFromName,
+    HiddenName,
+    Layout,
+    LogitsName,
+    PositionsName,
+    SelectionName,
+    ShardId,
+    Split,
+)
 from storage.reader import CacheReader
+from storage.shard_arrays import ShardArrays
 from storage.targets import ShardTargets
 from storage.verify import Verified, verify_cache
 from storage.work import CacheWork
@@ -29,6 +40,7 @@ __all__ = [
     "CacheReader",
     "CacheWork",
     "CorruptError",
+    "DrawFromName",
     "FormatError",
     "HiddenName",
     "IncompleteError",
@@ -38,6 +50,7 @@ __all__ = [
     "LogitsName",
     "MismatchError",
     "PositionsName",
+    "SelectionName",
     "ShardArrays",
     "ShardId",
     "ShardTargets",

@@ -1,20 +1,20 @@
-"""The arrays of a shard: the table of FORMAT.md section 3 in code, and one shard's arrays in memory, still encoded."""
+"""The arrays of a shard on disk: the table of FORMAT.md section 3 in code."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs import INT8_FILL, decode_hidden, decode_logits
+from storage.codecs import BFLOAT16_INFINITY, GAP_MAX, INT8_FILL, INT8_MAX, row_blocks, row_values
 from storage.description import CacheDescription
 from storage.layout import Layout
 
-Axis = Literal["offsets", "tokens", "rows"]
-Indices = NDArray[np.int64]
+Axis = Literal["offsets", "tokens", "rows", "entries", "draws"]
+Compressor = Literal["zstd", "blosc"]
 
 
 def id_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -24,155 +24,110 @@ def id_dtype(vocabulary_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One line of the table: what an array is called, what it holds per row, and how it is compressed."""
+    """One line of the table: what an array is called, what it holds, and how it is compressed."""
 
     name: str
     axis: Axis
     dtype: np.dtype[Any]
     row_shape: tuple[int, ...]
-    compressor: Literal["zstd", "blosc"]
+    compressor: Compressor
+    fill_value: float | int
+    """A value that data never holds: a reader that sees it has met a missing chunk."""
+    limits: tuple[int, int] | None
+    """Smallest and largest value of the data; None for floats (and the bits of bfloat16), which must be finite."""
 
-    @property
-    def fill_value(self) -> float | int:
-        """A value that data never holds: a reader that sees it has met a missing chunk."""
-        if self.dtype.kind == "f":
-            return float("nan")
-        return INT8_FILL if self.dtype.kind == "i" else int(np.iinfo(self.dtype).max)
+    def shape(self, counts: Mapping[str, int]) -> tuple[int, ...]:
+        """The array's shape in a shard with these counts (those of its manifest).
 
-    def shape(self, *, sequences: int, tokens: int, rows: int) -> tuple[int, ...]:
-        """The array's shape in a shard of so many sequences, tokens and rows."""
-        return ({"offsets": sequences + 1, "tokens": tokens, "rows": rows}[self.axis], *self.row_shape)
+        Raises `KeyError` where the count that this array needs is not among them.
+        """
+        length = counts["sequences"] + 1 if self.axis == "offsets" else counts[self.axis]
+        return (length, *self.row_shape)
+
+    def holds_only_data(self, data: NDArray[Any]) -> bool:
+        """True where no entry is the fill value or out of range."""
+        if data.size == 0:
+            return True
+        if self.limits is not None:
+            low, high = self.limits
+            return int(data.min()) >= low and int(data.max()) <= high
+        # The exponent bits of infinity and NaN are all ones; testing them as integers is several times faster than
+        # isfinite for float16, and works for the bits of bfloat16.
+        bits = data.view(np.dtype(f"u{self.dtype.itemsize}"))
+        magnitude = bits.dtype.type(np.iinfo(bits.dtype).max >> 1)
+        is_bfloat16 = self.dtype.kind == "u"
+        infinity = BFLOAT16_INFINITY if is_bfloat16 else int(np.array(np.inf, self.dtype).view(bits.dtype))
+        blocks = row_blocks(len(bits), row_values(bits))
+        return all(int((bits[block] & magnitude).max()) < infinity for block in blocks)
 
 
 def array_table(description: CacheDescription, layout: Layout) -> tuple[ArraySpec, ...]:
     """The arrays that a shard of this layout holds, in the order of FORMAT.md."""
     ids = id_dtype(description.vocabulary_size)
+    largest_id = description.vocabulary_size - 1
     table = [
-        ArraySpec("sequence_offsets", "offsets", np.dtype("<u4"), (), "zstd"),
-        ArraySpec("original_ids", "tokens", ids, (), "zstd"),
-        ArraySpec("input_ids", "tokens", ids, (), "zstd"),
-        ArraySpec("masked", "tokens", np.dtype("u1"), (), "zstd"),
+        _index("sequence_offsets", "offsets"),
+        _integers("original_ids", "tokens", ids, (0, largest_id)),
+        _integers("input_ids", "tokens", ids, (0, largest_id)),
+        _integers("masked", "tokens", np.dtype("u1"), (0, 1)),
     ]
     if layout.positions != "all":
-        table.append(ArraySpec("row_token", "rows", np.dtype("<u4"), (), "zstd"))
-    table.append(ArraySpec("stat", "rows", np.dtype("<f4"), (1 + 2 * len(description.temperatures),), "blosc"))
+        table.append(_index("row_token", "rows"))
+    table.append(_floats("stat", np.dtype("<f4"), (1 + 2 * len(description.temperatures),), "blosc"))
     if layout.logits != "none":
-        kept = (layout.top_k,)
-        table.append(ArraySpec("top_ids", "rows", ids, kept, "blosc"))
+        ragged = layout.selection == "threshold"
+        axis: Axis = "entries" if ragged else "rows"
+        kept = () if ragged else (layout.top_k,)
+        if ragged:
+            table.append(_counts("top_count", "rows", layout.top_k))
+        table.append(_integers("top_ids", axis, ids, (0, largest_id), kept, "blosc"))
         if layout.logits == "grid":
-            table.append(ArraySpec("top_gap", "rows", np.dtype("u1"), kept, "zstd"))
+            table.append(_integers("top_gap", axis, np.dtype("u1"), (0, GAP_MAX), kept))
         else:
-            table.append(ArraySpec("top_logits", "rows", np.dtype(layout.logits).newbyteorder("<"), kept, "zstd"))
+            table.append(_floats("top_logits", np.dtype(layout.logits).newbyteorder("<"), kept, axis=axis))
+    if layout.draws > 0:
+        table.append(_counts("draw_count", "rows", layout.draws))
+        table.append(_integers("draw_ids", "draws", ids, (0, largest_id), compressor="blosc"))
+        table.append(_counts("draw_weight", "draws", layout.draws))
     if layout.hidden != "none":
         layers, width = len(layout.hidden_layers), description.hidden_size
-        dtype = np.dtype(layout.hidden).newbyteorder("<")
-        table.append(ArraySpec("hidden", "rows", dtype, (layers, width), "zstd"))
+        states = (layers, width)
         if layout.hidden == "int8":
+            limits = (-INT8_MAX, INT8_MAX)
+            table.append(ArraySpec("hidden", "rows", np.dtype("i1"), states, "zstd", INT8_FILL, limits))
             groups = -(-width // layout.hidden_group)
-            table.append(ArraySpec("hidden_scale", "rows", np.dtype("<f2"), (layers, groups), "blosc"))
+            table.append(_floats("hidden_scale", np.dtype("<f2"), (layers, groups), "blosc"))
+        elif layout.hidden == "bfloat16":
+            table.append(ArraySpec("hidden", "rows", np.dtype("<u2"), states, "zstd", 0xFFFF, None))
+        else:
+            table.append(_floats("hidden", np.dtype(layout.hidden).newbyteorder("<"), states))
     return tuple(table)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardArrays:
-    """Some sequences of a cache with all that is stored about them, still encoded.
-
-    S sequences, N tokens, R rows; the names are those of FORMAT.md section 3. It does not matter which shard the
-    sequences come from: `select` and `concatenate` make batches of it.
-    """
-
-    sequence_ids: NDArray[np.int64]  # (S,)
-    sequence_offsets: NDArray[np.uint32]  # (S + 1,)
-    original_ids: NDArray[Any]  # (N,) u2 or u4
-    input_ids: NDArray[Any]  # (N,) u2 or u4
-    masked: NDArray[np.uint8]  # (N,)
-    row_token: NDArray[np.uint32]  # (R,), there also for `positions: all`
-    row_offsets: NDArray[np.int64]  # (S + 1,): the rows of sequence s are row_offsets[s] .. row_offsets[s + 1] - 1
-    stat: NDArray[np.float32]  # (R, 1 + 2 D)
-    top_ids: NDArray[Any] | None  # (R, k)
-    logits: dict[str, NDArray[Any]]
-    """`top_logits` or `top_gap` (R, k); empty for `logits: none`."""
-    hidden: dict[str, NDArray[Any]]
-    """`hidden` (R, L, H), perhaps `hidden_scale` (R, L, G); empty for `hidden: none`."""
-
-    @property
-    def rows(self) -> int:
-        """R, the number of cached positions."""
-        return len(self.row_token)
-
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return len(self.original_ids)
-
-    def decoded_logits(self, layout: Layout, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Logits f4 (R, k), descending along each row."""
-        return decode_logits(layout, {**self.logits, "stat": self.stat}, out)
-
-    def decoded_hidden(self, layout: Layout, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Hidden states f4 (R, L, H)."""
-        return decode_hidden(layout, self.hidden, out)
-
-    def select(self, local_sequence_indices: NDArray[np.integer[Any]]) -> ShardArrays:
-        """Copies of the given sequences (indices into `sequence_ids`), in the given order."""
-        chosen = np.asarray(local_sequence_indices, dtype=np.int64)
-        token_offsets = self.sequence_offsets.astype(np.int64)
-        tokens, new_tokens = _gather_ranges(token_offsets, chosen)
-        rows, new_rows = _gather_ranges(self.row_offsets, chosen)
-        moved = np.repeat(new_tokens[:-1] - token_offsets[chosen], np.diff(new_rows))
-        return ShardArrays(
-            sequence_ids=self.sequence_ids[chosen],
-            sequence_offsets=new_tokens.astype(np.uint32),
-            original_ids=self.original_ids.take(tokens),
-            input_ids=self.input_ids.take(tokens),
-            masked=self.masked.take(tokens),
-            row_token=(self.row_token.take(rows) + moved).astype(np.uint32),
-            row_offsets=new_rows,
-            stat=self.stat.take(rows, axis=0),
-            top_ids=None if self.top_ids is None else self.top_ids.take(rows, axis=0),
-            logits={name: array.take(rows, axis=0) for name, array in self.logits.items()},
-            hidden={name: array.take(rows, axis=0) for name, array in self.hidden.items()},
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[ShardArrays]) -> ShardArrays:
-        """The sequences of all parts, one part after the other. The parts must be of one layout."""
-        if not parts:
-            raise ValueError("nothing to concatenate; expected at least one ShardArrays")
-        if len(parts) == 1:
-            return parts[0]
-        first = parts[0]
-        token_starts = np.cumsum([0, *(part.tokens for part in parts)])
-        row_starts = np.cumsum([0, *(part.rows for part in parts)])
-
-        def shifted(name: str, starts: Indices, *, inner: bool) -> Indices:
-            pieces = [getattr(part, name).astype(np.int64) + start for part, start in zip(parts, starts, strict=False)]
-            # Offsets have one more entry than sequences: the end of a part is the start of the next.
-            return np.concatenate([piece[:-1] for piece in pieces[:-1]] + pieces[-1:] if inner else pieces)
-
-        def joined(name: str) -> NDArray[Any]:
-            return np.concatenate([getattr(part, name) for part in parts])
-
-        return cls(
-            sequence_ids=joined("sequence_ids"),
-            sequence_offsets=shifted("sequence_offsets", token_starts, inner=True).astype(np.uint32),
-            original_ids=joined("original_ids"),
-            input_ids=joined("input_ids"),
-            masked=joined("masked"),
-            row_token=shifted("row_token", token_starts, inner=False).astype(np.uint32),
-            row_offsets=shifted("row_offsets", row_starts, inner=True),
-            stat=joined("stat"),
-            top_ids=None if first.top_ids is None else joined("top_ids"),
-            logits={name: np.concatenate([part.logits[name] for part in parts]) for name in first.logits},
-            hidden={name: np.concatenate([part.hidden[name] for part in parts]) for name in first.hidden},
-        )
+def _integers(
+    name: str,
+    axis: Axis,
+    dtype: np.dtype[Any],
+    limits: tuple[int, int],
+    row_shape: tuple[int, ...] = (),
+    compressor: Compressor = "zstd",
+) -> ArraySpec:
+    return ArraySpec(name, axis, dtype, row_shape, compressor, int(np.iinfo(dtype).max), limits)
 
 
-def _gather_ranges(offsets: Indices, chosen: Indices) -> tuple[Indices, Indices]:
-    """Flat indices of the ranges `offsets[i] .. offsets[i + 1]` for i in `chosen`, and the offsets of the result."""
-    starts = offsets[chosen]
-    lengths = offsets[chosen + 1] - starts
-    ends = np.cumsum(lengths)
-    new_offsets = np.concatenate([np.zeros(1, np.int64), ends])
-    indices = np.arange(new_offsets[-1], dtype=np.int64) + np.repeat(starts - new_offsets[:-1], lengths)
-    return indices, new_offsets
+def _index(name: str, axis: Axis) -> ArraySpec:
+    return _integers(name, axis, np.dtype("<u4"), (0, np.iinfo(np.uint32).max - 1))
+
+
+def _counts(name: str, axis: Axis, most: int) -> ArraySpec:
+    return ArraySpec(name, axis, np.dtype("u1"), (), "zstd", 0, (1, most))
+
+
+def _floats(
+    name: str,
+    dtype: np.dtype[Any],
+    row_shape: tuple[int, ...],
+    compressor: Compressor = "zstd",
+    axis: Axis = "rows",
+) -> ArraySpec:
+    return ArraySpec(name, axis, dtype, row_shape, compressor, float("nan"), None)

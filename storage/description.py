@@ -11,7 +11,9 @@ from storage.errors import CorruptError, FormatError
 from storage.identity import fingerprint
 from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 
-KNOWN_FEATURES = frozenset({"int8-groups", "logit-grid", "row-token"})
+KNOWN_FEATURES = frozenset(
+    {"int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws"}
+)
 """What this reader knows (FORMAT.md, section 7)."""
 
 _NEWER = "update teacher-cache to read it"
@@ -77,11 +79,23 @@ class CacheDescription:
         if 1.0 not in self.temperatures or list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(f"temperatures are {self.temperatures}; expected 1.0 among them, ascending, each once")
         for split, description in self.splits.items():
-            if description.layout.top_k > self.vocabulary_size:
+            layout = description.layout
+            most = self.vocabulary_size - (1 if layout.draw_from == "tail" else 0)  # there must be a tail
+            if layout.top_k > most:
                 raise ValueError(
-                    f"top_k of {split} is {description.layout.top_k}; "
-                    f"expected at most the vocabulary, {self.vocabulary_size}"
+                    f"top_k of {split} is {layout.top_k}; expected at most "
+                    + (
+                        f"{most}, which leaves a tail to draw from"
+                        if layout.draw_from == "tail"
+                        else f"the vocabulary, {most}"
+                    )
                 )
+            for name in ("threshold_temperature", "draw_temperature"):
+                # 1, where it means nothing, is always declared.
+                if getattr(layout, name) not in self.temperatures:
+                    raise ValueError(
+                        f"{name} of {split} is {getattr(layout, name)}; expected one of {self.temperatures}"
+                    )
 
     @property
     def fingerprint(self) -> str:

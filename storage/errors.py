@@ -6,7 +6,9 @@
     ├── CorruptError              a file is missing, truncated, changed, or holds fill values
     ├── MismatchError             another cache than the one expected; `fields` says in what
     ├── InvalidTargetsError       what is to be stored is not fit to be stored (NaN, too large, wrong shape)
-    └── LockedError               another process writes this cache; exit code 75
+    ├── WriteError                the disk is full, or nothing may be written there
+    ├── LockedError               another process writes this cache; exit code 75
+    └── RemoteError               a remote root does not answer, refuses, or lacks what was asked for
 
 Every message names the file or shard, what was found, what was expected and the next command.
 """
@@ -42,5 +44,13 @@ class InvalidTargetsError(CacheError):
     """Targets that must not be stored; nothing was published."""
 
 
+class WriteError(CacheError):
+    """The system refused to write; nothing half-written is left in place of anything."""
+
+
 class LockedError(CacheError):
     """Another process holds the work folder."""
+
+
+class RemoteError(CacheError):
+    """A remote root does not answer, refuses, or lacks what was asked for; what was copied before is kept."""

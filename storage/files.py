@@ -9,9 +9,18 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from storage.errors import WriteError
+
 TEMPORARY = ".tmp-"
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make that folder writable"),
+}
 
 
 def sync_folder(folder: Path) -> None:
@@ -53,7 +62,7 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a folder, durably; `target` must not exist. Copies where the two are on different file systems."""
+    """Rename a folder or a file, durably; `target` must not exist. Copies where the two are on different file systems."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         source.rename(target)
@@ -62,7 +71,10 @@ def move_folder(source: Path, target: Path) -> None:
             raise
         temporary = target.with_name(f"{TEMPORARY}{target.name}")
         discard(temporary)
-        copy_tree(source, temporary)
+        if source.is_dir():
+            copy_tree(source, temporary)
+        else:
+            write_durably(temporary, source.read_bytes())
         temporary.rename(target)
         sync_folder(target.parent)
         discard(source)
@@ -95,3 +107,16 @@ def sha256_file(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a `WriteError` that names the file, the folder and what to do."""
+    try:
+        yield
+    except OSError as error:
+        file = f" ({error.filename})" if error.filename else ""
+        raise WriteError(
+            f"{what} could not be written to {folder}{file}: {error.strerror or error}; "
+            f"{_REMEDIES.get(error.errno or 0, 'see to that')}, then run the same command again: every finished shard is kept"
+        ) from error

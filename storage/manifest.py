@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,9 @@ from storage.layout import FORMAT_VERSION, ShardId
 CACHE_FILE = "cache.json"
 MANIFEST_FILE = "manifest.json"
 COUNTED = ("sequences", "tokens", "rows", "masked")
+"""What every shard counts."""
+COUNTED_WHERE_RAGGED = ("entries", "draws")
+"""What a shard counts only where it has such arrays: the entries of `top_ids` and of `draw_ids`."""
 
 
 def json_file(value: Any) -> bytes:
@@ -93,7 +97,7 @@ class ShardManifest:
 
     shard: ShardId
     counts: dict[str, int]
-    """`sequences`, `tokens`, `rows`, `masked`."""
+    """`sequences`, `tokens`, `rows`, `masked`; `entries` and `draws` where rows differ in their number."""
     files: Files
     teacher_saw: str
     computed_with: dict[str, Any]
@@ -121,7 +125,7 @@ class ShardManifest:
                 raise CorruptError(f"{name} is the manifest of {value['shard']!r}; expected {str(shard)!r}")
             return cls(
                 shard=shard,
-                counts={key: int(value["counts"][key]) for key in COUNTED},
+                counts=_counts_from_json(value["counts"]),
                 files=_files_from_json(value["files"]),
                 teacher_saw=str(value["teacher_saw"]),
                 computed_with=dict(value["computed_with"]),
@@ -164,7 +168,7 @@ class RootManifest:
         try:
             manifest = cls(
                 fingerprint=str(value["fingerprint"]),
-                counts={split: {key: int(counts[key]) for key in COUNTED} for split, counts in value["counts"].items()},
+                counts={split: _counts_from_json(counts) for split, counts in value["counts"].items()},
                 files=_files_from_json(value["files"]),
             )
             found = value["root_digest"]
@@ -175,6 +179,19 @@ class RootManifest:
                 f"{MANIFEST_FILE} says root digest {found}, its files give {manifest.root_digest}; it was changed"
             )
         return manifest
+
+
+def sum_of_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The counts of several shards of one layout, added up."""
+    total = Counter(dict.fromkeys(COUNTED, 0))
+    for shard_counts in counts:
+        total.update(shard_counts)
+    return dict(total)
+
+
+def _counts_from_json(value: Mapping[str, Any]) -> dict[str, int]:
+    present = [key for key in COUNTED_WHERE_RAGGED if key in value]
+    return {key: int(value[key]) for key in (*COUNTED, *present)}
 
 
 def _files_to_json(files: Files) -> dict[str, dict[str, int | str]]:

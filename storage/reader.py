@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from storage.arrays import ShardArrays
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError
 from storage.layout import ShardId, Split
@@ -19,8 +18,10 @@ from storage.manifest import (
     damages,
     manifest_file,
     shard_folder,
+    sum_of_counts,
 )
 from storage.shard import read_shard
+from storage.shard_arrays import ShardArrays
 
 _AGAIN = "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
 
@@ -52,7 +53,16 @@ class CacheReader:
 
     @property
     def counts(self) -> dict[str, dict[str, int]]:
-        """Per split, summed over its shards (so over all variants): `sequences`, `tokens`, `rows`, `masked`."""
+        """Per split, summed over its shards (so over all variants): what `shard_counts` gives for one.
+
+        Raises `CorruptError` where the root manifest says otherwise: its root digest covers the files and not the counts.
+        """
+        for split, found in self._manifest.counts.items():
+            shards = [shard for shard in self.description.shard_ids() if shard.split == split]
+            if found != sum_of_counts(map(self.shard_counts, shards)):
+                raise CorruptError(
+                    f"{self.folder / MANIFEST_FILE} has other counts of {split} than its shards' manifests add up to; {_AGAIN}"
+                )
         return self._manifest.counts
 
     def shards(self, split: Split, variant: int = 0) -> list[ShardId]:
@@ -60,7 +70,7 @@ class CacheReader:
         return [shard for shard in self.description.shard_ids() if (shard.split, shard.variant) == (split, variant)]
 
     def shard_counts(self, shard: ShardId) -> dict[str, int]:
-        """`sequences`, `tokens`, `rows` and `masked` of one shard."""
+        """`sequences`, `tokens`, `rows` and `masked` of one shard; `entries` and `draws` where rows differ in them."""
         return self._shard_manifest(shard).counts
 
     def shard_figures(self, shard: ShardId) -> dict[str, Any]:
@@ -80,8 +90,7 @@ class CacheReader:
             self.folder / shard_folder(shard),
             self.description,
             shard,
-            tokens=manifest.counts["tokens"],
-            rows=manifest.counts["rows"],
+            counts=manifest.counts,
             teacher_saw=manifest.teacher_saw,
         )
 
@@ -114,10 +123,15 @@ def read_identity(folder: Path) -> tuple[CacheDescription, RootManifest]:
             )
     # Versions and features first: the digests of a newer cache may be made otherwise.
     data = _read(folder, CACHE_FILE)
-    description = CacheDescription.from_bytes(data)
-    manifest = RootManifest.from_bytes(_read(folder, MANIFEST_FILE))
+    try:
+        description = CacheDescription.from_bytes(data)
+        manifest = RootManifest.from_bytes(_read(folder, MANIFEST_FILE))
+    except CorruptError as error:
+        raise CorruptError(f"{folder}: {error}; {_AGAIN}") from error
     if manifest.fingerprint != description.fingerprint or manifest.files.get(CACHE_FILE) != FileRecord.of_bytes(data):
         raise CorruptError(f"{folder / CACHE_FILE} is not the one that {MANIFEST_FILE} was made for; {_AGAIN}")
+    if set(manifest.counts) != set(description.splits):
+        raise CorruptError(f"{folder / MANIFEST_FILE} has no counts of the splits in {CACHE_FILE}; {_AGAIN}")
     unlisted = [shard for shard in description.shard_ids() if manifest_file(shard) not in manifest.files]
     if unlisted:
         raise CorruptError(f"{folder / MANIFEST_FILE} lists no {manifest_file(unlisted[0])}; {_AGAIN}")

@@ -13,12 +13,13 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from storage.arrays import ArraySpec, ShardArrays, array_table
-from storage.codecs import INT8_FILL, row_blocks, row_values
+from storage.arrays import ArraySpec, array_table
+from storage.codecs import row_values
 from storage.description import CacheDescription
 from storage.errors import CorruptError
 from storage.identity import digest_arrays
 from storage.layout import FORMAT_VERSION, ShardId
+from storage.shard_arrays import ShardArrays
 
 _CHUNK_BYTES = 1 << 20
 """Of one inner chunk before compression: the size that reads fastest."""
@@ -95,9 +96,9 @@ def _compressor(spec: ArraySpec) -> BytesBytesCodec:
 
 
 def read_shard(
-    folder: Path, description: CacheDescription, shard: ShardId, *, tokens: int, rows: int, teacher_saw: str
+    folder: Path, description: CacheDescription, shard: ShardId, *, counts: Mapping[str, int], teacher_saw: str
 ) -> ShardArrays:
-    """All arrays of the shard in `folder`, checked against the description and its manifest's figures.
+    """All arrays of the shard in `folder`, checked against the description and its manifest's counts.
 
     Raises `CorruptError`, naming shard and file, for a chunk that fails its crc32c or is missing (fill values), for
     arrays of another shape or dtype, and for content that contradicts the manifest.
@@ -117,10 +118,13 @@ def read_shard(
             data = np.asarray(array[...] if isinstance(array, zarr.Array) else None)
         except _READ_ERRORS as error:
             raise _corrupt(shard, spec.name, f"cannot be read ({_one_line(error)})") from error
-        shape = spec.shape(sequences=sequences, tokens=tokens, rows=rows)
+        try:
+            shape = spec.shape({**counts, "sequences": sequences})
+        except KeyError as missing:
+            raise _corrupt(shard, "its manifest", f"has no count of {missing}, which {spec.name} needs") from missing
         if data.shape != shape or data.dtype != spec.dtype:
             raise _corrupt(shard, spec.name, f"is {data.dtype} {data.shape}; expected {spec.dtype} {shape}")
-        if not _holds_only_data(spec, data, description.vocabulary_size):
+        if not spec.holds_only_data(data):
             raise _corrupt(shard, spec.name, "holds fill values or values out of range: a chunk is missing")
         arrays[spec.name] = data
     if digest_of_what_the_teacher_saw(arrays) != teacher_saw:
@@ -128,29 +132,6 @@ def read_shard(
             shard, "input_ids", "and its other token arrays have another digest than teacher_saw in the manifest"
         )
     return _assemble(shard, arrays, np.arange(sequence_start, sequence_start + sequences, dtype=np.int64))
-
-
-def _holds_only_data(spec: ArraySpec, data: NDArray[Any], vocabulary_size: int) -> bool:
-    """No entry is the fill value, and none is out of range."""
-    if data.size == 0:
-        return True
-    if spec.dtype.kind == "f":
-        # The exponent bits of infinity and NaN are all ones; testing them as integers is several times faster than
-        # isfinite for float16.
-        bits = data.view(np.dtype(f"u{spec.dtype.itemsize}"))
-        infinity = np.array(np.inf, spec.dtype).view(bits.dtype)
-        magnitude = np.invert(np.array(-0.0, spec.dtype).view(bits.dtype))
-        blocks = row_blocks(len(bits), row_values(bits))
-        return all(int((bits[block] & magnitude).max()) < infinity for block in blocks)
-    if spec.dtype.kind == "i":
-        return int(data.min()) > INT8_FILL
-    limits = {
-        "original_ids": vocabulary_size - 1,
-        "input_ids": vocabulary_size - 1,
-        "top_ids": vocabulary_size - 1,
-        "masked": 1,
-    }
-    return int(data.max()) <= limits.get(spec.name, int(spec.fill_value) - 1)
 
 
 def _assemble(shard: ShardId, arrays: dict[str, NDArray[Any]], sequence_ids: NDArray[np.int64]) -> ShardArrays:
@@ -162,6 +143,9 @@ def _assemble(shard: ShardId, arrays: dict[str, NDArray[Any]], sequence_ids: NDA
         row_token = np.arange(tokens, dtype=np.uint32)
     elif len(row_token) and (row_token[-1] >= tokens or np.any(row_token[1:] <= row_token[:-1])):
         raise _corrupt(shard, "row_token", f"does not ascend strictly below the number of tokens, {tokens}")
+    for counts, entries in (("top_count", "top_ids"), ("draw_count", "draw_ids")):
+        if counts in arrays and (found := int(arrays[counts].sum(dtype=np.int64))) != len(arrays[entries]):
+            raise _corrupt(shard, counts, f"sums to {found}; expected the length of {entries}, {len(arrays[entries])}")
     return ShardArrays(
         sequence_ids=sequence_ids,
         sequence_offsets=offsets,
@@ -174,6 +158,10 @@ def _assemble(shard: ShardId, arrays: dict[str, NDArray[Any]], sequence_ids: NDA
         top_ids=arrays.get("top_ids"),
         logits={name: arrays[name] for name in ("top_logits", "top_gap") if name in arrays},
         hidden={name: arrays[name] for name in ("hidden", "hidden_scale") if name in arrays},
+        top_count=arrays.get("top_count"),
+        draw_count=arrays.get("draw_count"),
+        draw_ids=arrays.get("draw_ids"),
+        draw_weight=arrays.get("draw_weight"),
     )
 
 

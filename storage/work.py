@@ -7,18 +7,20 @@ a manifest; each is recognised and redone (FORMAT.md, section 8). The files on d
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage.arrays import array_table
 from storage.codecs import GAP_MAX
 from storage.description import CacheDescription
-from storage.errors import CacheError, CorruptError, IncompleteError, LockedError, MismatchError
+from storage.errors import CorruptError, FormatError, IncompleteError, LockedError, MismatchError
 from storage.files import (
     TEMPORARY,
     copy_tree,
@@ -28,12 +30,12 @@ from storage.files import (
     sync_folder,
     sync_tree,
     write_durably,
+    writing,
 )
 from storage.identity import differing_fields
 from storage.layout import ShardId
 from storage.manifest import (
     CACHE_FILE,
-    COUNTED,
     MANIFEST_FILE,
     FileRecord,
     Files,
@@ -44,8 +46,17 @@ from storage.manifest import (
     json_file,
     manifest_file,
     shard_folder,
+    sum_of_counts,
 )
 from storage.shard import digest_of_what_the_teacher_saw, shard_attributes, write_shard
+from storage.taken_back import (
+    Before,
+    adopt_shards,
+    dismiss_manifest,
+    fingerprint_at,
+    fingerprint_in_shards,
+    set_aside,
+)
 from storage.targets import ShardTargets
 
 REQUIRED = ("head.json", "head.safetensors", "tokenizer")
@@ -81,6 +92,7 @@ class CacheWork:
         self.description = description
         self.folder = root / description.fingerprint
         self._verified: dict[ShardId, ShardManifest] = {}
+        self._before = Before()
 
     @classmethod
     @contextmanager
@@ -88,12 +100,14 @@ class CacheWork:
         """The work folder of the described cache, begun or resumed, held until the context ends.
 
         Raises `LockedError` where another process holds it, `MismatchError` where it was begun with another
-        description.
+        description, and, as all that writes, `WriteError` where the disk is full or nothing may be written.
         """
-        root.mkdir(parents=True, exist_ok=True)
-        with lock(root, description.fingerprint):
-            work = cls(root, description)
-            work._begin()
+        with ExitStack() as held:
+            with writing("the work folder", root):
+                root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(root, description.fingerprint))
+                work = cls(root, description)
+                work._begin()
             yield work
 
     def _begin(self) -> None:
@@ -102,13 +116,17 @@ class CacheWork:
         for folder in (self.folder, self.folder / "shards", self.folder / "manifest"):
             folder.mkdir(exist_ok=True)
             remove_temporaries(folder)
-        # A cache that came back from its destination: until `finish` vouches for it again it is not finished.
-        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
+        dismiss_manifest(self.folder, self.root, self.description.fingerprint)
+        self._before = Before.read(self.root, self.description.fingerprint)
         file = self.folder / CACHE_FILE
-        if not file.exists():
+        try:
+            found = CacheDescription.from_bytes(file.read_bytes()).to_json()
+        except (FileNotFoundError, CorruptError, FormatError) as error:
+            # The folder's name says which cache it is, and each shard says so too: a damaged file is written anew.
+            if isinstance(error, FormatError) and fingerprint_in_shards(self.folder) != self.description.fingerprint:
+                raise
             write_durably(file, json_file(self.description.to_json()))
             return
-        found = CacheDescription.from_bytes(file.read_bytes()).to_json()
         fields = differing_fields(self.description.to_json(), found, found_in="in that folder")
         if fields:
             raise MismatchError(
@@ -118,22 +136,34 @@ class CacheWork:
             )
 
     def take_back(self, destination: Path) -> bool:
-        """Go on from the same cache where it already lies finished at `destination`; True where it does.
+        """Go on from the same cache where it already lies, whole or damaged, at `destination`; True where it does.
 
-        Its shards are then verified by `missing` like any others, and `finish` puts it back.
+        Its shards are then verified by `missing` like any others, also against what its root manifest said, and
+        `finish` puts it back.
         """
-        if _fingerprint_at(destination) != self.description.fingerprint or any((self.folder / "manifest").iterdir()):
+        if fingerprint_at(destination) != self.description.fingerprint:
             return False
-        discard(self.folder)
-        move_folder(destination, self.folder)
-        self._begin()
+        with writing("the cache that was taken back", self.folder):
+            if any((self.folder / "manifest").iterdir()):  # shards of an earlier run: the two complete each other
+                dismiss_manifest(destination, self.root, self.description.fingerprint)
+                adopt_shards(destination, self.folder, self.description.shard_ids())
+            else:
+                discard(self.folder)
+                move_folder(destination, self.folder)
+            self._begin()
         return True
+
+    def reject(self, shard: ShardId) -> None:
+        """Remove a shard that is as its manifest says and yet not fit to be read, so that it is computed again."""
+        self._remove(shard)
+        self._expect_no_longer(shard)
 
     def add_file(self, name: str, data: bytes) -> None:
         """Put a file such as head.json into the cache."""
         path = self.folder / name
         if not path.is_file() or FileRecord.of_file(path) != FileRecord.of_bytes(data):
-            write_durably(path, data)
+            with writing(name, self.folder):
+                write_durably(path, data)
 
     def add_folder(self, name: str, source: Path) -> None:
         """Put a copy of a folder such as the tokenizer's into the cache."""
@@ -141,10 +171,11 @@ class CacheWork:
         if path.is_dir() and files_below(path, path) == files_below(source, source):
             return
         temporary = self.folder / f"{TEMPORARY}{name}"
-        discard(temporary)
-        copy_tree(source, temporary)
-        discard(path)
-        move_folder(temporary, path)
+        with writing(name, self.folder):
+            discard(temporary)
+            copy_tree(source, temporary)
+            discard(path)
+            move_folder(temporary, path)
 
     def missing(self, report: Callable[[ShardId, str], None] | None = None) -> list[ShardId]:
         """The shards that are still to be computed, in order, after verifying size and SHA-256 of those that are there.
@@ -180,50 +211,59 @@ class CacheWork:
         if "top_gap" in arrays:
             figures = {**figures, "saturated_gaps": int(np.count_nonzero(arrays["top_gap"] == GAP_MAX))}
         teacher_saw = digest_of_what_the_teacher_saw(arrays)
-        temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
-        discard(temporary)
-        write_shard(
-            temporary,
-            arrays,
-            array_table(self.description, layout),
-            shard_attributes(self.description, shard, teacher_saw),
-        )
-        sync_tree(temporary)
         name = shard_folder(shard)
-        files = {f"{name}/{file}": record for file, record in files_below(temporary, temporary).items()}
-        self._remove(shard)
-        move_folder(temporary, self.folder / name)
+        with writing(f"shard {shard}", self.folder):
+            temporary = self._write_temporary(shard, arrays, shard_attributes(self.description, shard, teacher_saw))
+            files = {f"{name}/{file}": record for file, record in files_below(temporary, temporary).items()}
+            self._remove(shard)
+            move_folder(temporary, self.folder / name)
         manifest = ShardManifest(
             shard=shard,
-            counts={
-                "sequences": len(targets.sequence_offsets) - 1,
-                "tokens": len(targets.original_ids),
-                "rows": targets.rows,
-                "masked": int(np.count_nonzero(targets.masked)),
-            },
+            counts=targets.counts,
             files=files,
             teacher_saw=teacher_saw,
             computed_with=computed_with,
             figures=figures,
         )
         data = manifest.to_bytes()
-        write_durably(self.folder / manifest_file(shard), data)
+        if not self._before.allows(manifest_file(shard), data):  # computed on another device, say
+            self._expect_no_longer(shard)
+        with writing(f"shard {shard}", self.folder):
+            write_durably(self.folder / manifest_file(shard), data)
         self._verified[shard] = manifest
         return sum(record.size for record in files.values()) + len(data)
+
+    def _write_temporary(self, shard: ShardId, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> Path:
+        temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
+        discard(temporary)
+        table = array_table(self.description, self.description.splits[shard.split].layout)
+        try:
+            write_shard(temporary, arrays, table, attributes)
+            sync_tree(temporary)
+        except OSError:
+            with suppress(OSError):  # half a shard must not keep a full disk full; the next start sweeps what is left
+                discard(temporary)
+            raise
+        return temporary
 
     def finish(self, destination: Path) -> str:
         """Write manifest.json and rename the whole cache to `destination`; its root digest.
 
         Another cache at `destination` goes back to `<root>/<its fingerprint>`, from where it is finished again without
-        computing; the same cache is replaced. Raises `IncompleteError` while something is missing.
+        computing; the same cache is replaced. Files that are no part of the cache are moved to `<root>/<fingerprint>.aside`.
+        Raises `IncompleteError` while something is missing.
         """
         manifest = self._root_manifest()
-        write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
-        replaced = self.root / f"{TEMPORARY}{self.description.fingerprint}"
-        self._make_room(destination, replaced)
-        move_folder(self.folder, destination)
-        discard(replaced)
-        remove_temporaries(destination.parent, f"discarded-{destination.name}")
+        fingerprint = self.description.fingerprint
+        with writing("the finished cache", destination):
+            set_aside(self.folder, manifest.files, self.root / f"{fingerprint}.aside")
+            write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
+            replaced = self.root / f"{TEMPORARY}{fingerprint}"
+            self._make_room(destination, replaced)
+            move_folder(self.folder, destination)
+            Before.forget(self.root, fingerprint)
+            discard(replaced)
+            remove_temporaries(destination.parent, f"discarded-{destination.name}")
         return manifest.root_digest
 
     def _root_manifest(self) -> RootManifest:
@@ -231,7 +271,7 @@ class CacheWork:
         if absent:
             raise IncompleteError(f"{self.folder} has no {', '.join(absent)}; run `pipeline cache-teacher` again")
         files: Files = {}
-        counts: dict[str, dict[str, int]] = {split: dict.fromkeys(COUNTED, 0) for split in self.description.splits}
+        shard_counts: dict[str, list[dict[str, int]]] = {split: [] for split in self.description.splits}
         for shard in self.description.shard_ids():
             if not (self.folder / manifest_file(shard)).exists():
                 raise IncompleteError(f"{self.folder} has no shard {shard}; run `pipeline cache-teacher` to resume")
@@ -241,8 +281,8 @@ class CacheWork:
                 raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
             files.update(shard_manifest.files)
             files[manifest_file(shard)] = FileRecord.of_file(self.folder / manifest_file(shard))
-            for key in COUNTED:
-                counts[shard.split][key] += shard_manifest.counts[key]
+            shard_counts[shard.split].append(shard_manifest.counts)
+        counts = {split: sum_of_counts(of_split) for split, of_split in shard_counts.items()}
         for split, description in self.description.splits.items():
             if counts[split]["tokens"] != description.tokens * description.variants:
                 raise CorruptError(
@@ -250,19 +290,25 @@ class CacheWork:
                     f"{description.tokens} in each of {description.variants} variants; "
                     f"remove {self.folder} and run `pipeline cache-teacher` again"
                 )
-        for entry in sorted(self.folder.iterdir()):
-            if entry.is_file() and entry.name != MANIFEST_FILE:
-                files[entry.name] = FileRecord.of_file(entry)
-            elif entry.is_dir() and entry.name not in ("shards", "manifest"):
-                files.update(files_below(self.folder, entry))
+        for name in (CACHE_FILE, *REQUIRED):
+            path = self.folder / name
+            files.update(files_below(self.folder, path) if path.is_dir() else {name: FileRecord.of_file(path)})
         return RootManifest(fingerprint=self.description.fingerprint, counts=counts, files=dict(sorted(files.items())))
 
     def _verify(self, shard: ShardId) -> ShardManifest:
         name = manifest_file(shard)
-        manifest = ShardManifest.from_bytes(shard, (self.folder / name).read_bytes())
+        data = (self.folder / name).read_bytes()
+        manifest = ShardManifest.from_bytes(shard, data)
         damage = next(damages(self.folder, manifest.files, digest=True), None)
         if damage is not None:
             raise CorruptError(damage)
+        if not self._before.allows(name, data):
+            raise CorruptError(f"{name} is not the one that {MANIFEST_FILE} vouched for")
+        metadata = f"{shard_folder(shard)}/zarr.json"
+        if metadata not in manifest.files or json.loads((self.folder / metadata).read_bytes()).get(
+            "attributes"
+        ) != shard_attributes(self.description, shard, manifest.teacher_saw):
+            raise CorruptError(f"{metadata} is of another shard or another cache")
         return manifest
 
     def _remove(self, shard: ShardId) -> None:
@@ -274,6 +320,13 @@ class CacheWork:
         discard(self.folder / shard_folder(shard))
         self._verified.pop(shard, None)
 
+    def _expect_no_longer(self, shard: ShardId) -> None:
+        """What the root manifest said of a shard is no reason to compute it once more after a kill."""
+        name = manifest_file(shard)
+        if name in self._before.manifests:
+            self._before = self._before.without(name)
+            self._before.write(self.root, self.description.fingerprint)
+
     def _make_room(self, destination: Path, replaced: Path) -> None:
         """Move away what lies at `destination`: the same cache to `replaced`, another one to its own work folder."""
         if not destination.exists():
@@ -281,7 +334,7 @@ class CacheWork:
         if destination.is_dir() and not any(destination.iterdir()):
             destination.rmdir()
             return
-        found = _fingerprint_at(destination)
+        found = fingerprint_at(destination)
         if found is None:
             raise MismatchError(
                 f"{destination} holds no teacher cache that this version reads; "
@@ -300,11 +353,3 @@ class CacheWork:
                 )
             discard(home)
             move_folder(destination, home)
-
-
-def _fingerprint_at(folder: Path) -> str | None:
-    """The fingerprint of the cache in `folder`; None where there is none that can be read."""
-    try:
-        return CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).fingerprint
-    except (OSError, CacheError):
-        return None

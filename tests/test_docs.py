@@ -61,11 +61,16 @@ def unknown_parts(command_line: str) -> list[str]:
     if not words or words[0] != "pipeline" or len(words) == 1:
         return []
     context = click.Context(cli)
-    command = cli if words[1].startswith("-") else cli.get_command(context, words[1])
-    if command is None:
-        return [words[1]]
+    command: click.Command | None = cli
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        command = command.get_command(context, name)
+        if command is None:
+            return [name]
+    assert command is not None
     known = {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)}
-    return [word for word in words[1:] if re.match(r"--?[a-zA-Z]", word) and word.split("=")[0] not in known]
+    return [word for word in rest if re.match(r"--?[a-zA-Z]", word) and word.split("=")[0] not in known]
 
 
 def make_targets() -> set[str]:
@@ -95,7 +100,11 @@ def test_every_make_target_that_is_named_exists(path):
         ("pipeline --version", []),
         ("pipeline", []),
         ("dvc repro --pull", []),
+        ("pipeline cache verify --deep", []),
+        ("pipeline cache", []),
         ("pipeline train", ["train"]),
+        ("pipeline cache verfy", ["verfy"]),
+        ("pipeline cache info --deep", ["--deep"]),
         ("pipeline corpus --steps 3", ["--steps"]),
     ],
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from stages.config.base import build, merged, refuse, require, suggest, to_plain
-from stages.config.cache import PRESETS, CacheConfig, CachedSequences
+from stages.config.cache import PRESETS, RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
     DocstringsConfig,
@@ -19,8 +19,10 @@ from stages.config.corpus import (
     TrainTokenizerConfig,
 )
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
+from stages.config.targets import check_targets, check_teacher_layers
 from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
 from stages.errors import ConfigError
+from storage import Layout
 
 __all__ = [
     "PRESETS",
@@ -48,6 +50,7 @@ __all__ = [
     "TrainTokenizerConfig",
     "cache_spec",
     "check_cosine_width",
+    "check_teacher_layers",
     "load_config",
     "suggest",
     "to_plain",
@@ -79,7 +82,7 @@ class Config:
             raise ConfigError(
                 f"train.student is {self.train.student!r}, which is not in students; {suggest(self.train.student, self.students)}"
             )
-        self._check_losses()
+        check_targets(self.train, self.cache)
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
         for name in self.compare.runs if self.compare else ():
@@ -122,35 +125,6 @@ class Config:
         """The student that `train-student` trains."""
         return self.students[self.train.student]
 
-    def _check_losses(self) -> None:
-        train, cache = self.train, self.cache
-        if cache.train_hidden == "none":
-            require(
-                train.weights.cos == 0,
-                "train.weights.cos",
-                train.weights.cos,
-                "0, as cache.hidden is none: no hidden state is cached",
-            )
-            require(
-                train.kd_source != "hidden" or train.weights.kd == 0,
-                "train.kd_source",
-                train.kd_source,
-                "top_k, as cache.hidden is none: no hidden state is cached",
-            )
-        if train.kd_source == "top_k" and train.weights.kd > 0:
-            require(
-                cache.train_logits != "none",
-                "train.kd_source",
-                "top_k",
-                "hidden, as cache.logits is none: no logits are cached",
-            )
-            require(
-                train.temperature in cache.declared_temperatures,
-                "train.temperature",
-                train.temperature,
-                f"one of cache.temperatures ({', '.join(map(str, cache.declared_temperatures))}), as train.kd_source is top_k",
-            )
-
     def _check_trained_teacher(self, teacher: TrainTeacherConfig) -> None:
         require(
             self.tokenize.sequence_tokens <= teacher.max_positions,
@@ -175,6 +149,7 @@ class Config:
                     f"blocks of the teacher, which has {teacher.layers} (teacher.train.layers)",
                 )
         check_cosine_width(self, teacher.hidden_size)
+        check_teacher_layers(self.train, self.cache, teacher.layers)
 
 
 def check_cosine_width(config: Config, teacher_hidden_size: int) -> None:
@@ -211,8 +186,13 @@ def cache_spec(config: Config) -> dict[str, Any]:
         return plain
 
     cache = to_plain(config.cache)
-    for name in ("batch_tokens", "preset"):
+    for name in ("batch_tokens", "preset", *RUNGS):
         cache.pop(name)
+    # Only what is not as the format has it anyway: a key that joins later leaves the identity of older caches as it is.
+    default = {field.name: field.default for field in fields(Layout)}
+    for name, value in config.cache.rungs.items():
+        if value is not None and value != default[name]:
+            cache[name] = to_plain(value)
     cache.update(
         hidden=config.cache.train_hidden,
         logits=config.cache.train_logits,

@@ -1,7 +1,8 @@
 """From a mapping (YAML) to frozen dataclasses, refusing what does not fit.
 
-A key may be left out only where null is a value it can have: params.yaml is the one place of values, so nothing is
-decided here. Every refusal names the key, what was found and what is allowed.
+A key may be left out only where null is a value it can have, or where it joined later and older files mean what they
+meant: params.yaml is the one place of values, so nothing else is decided here. Every refusal names the key, what was
+found and what is allowed.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def _convert(hint: Any, value: object, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin in (types.UnionType, typing.Union):  # only `X | None` is used
-        return None if value is None else _convert(next(a for a in arguments if a is not type(None)), value, at)
+    if origin in (types.UnionType, typing.Union):
+        return _convert_one_of(hint, value, at)
     if origin is typing.Literal:
         require(value in arguments, at, value, ", ".join(map(str, arguments)))
         return value
@@ -112,6 +113,22 @@ def _convert(hint: Any, value: object, at: str) -> Any:
         return number
     if type(value) is not hint:
         raise refuse(at, value, _describe(hint))
+    return value
+
+
+def _convert_one_of(hint: Any, value: object, at: str) -> Any:
+    """A value of `X | None`, or of `int | Literal[...]`: an integer or one of a few names."""
+    options = typing.get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _convert(options[0], value, at)
+    fits = any(
+        value in typing.get_args(option) if typing.get_origin(option) is typing.Literal else type(value) is option
+        for option in options
+    )
+    require(fits, at, value, _describe(hint))
     return value
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from stages.config.base import require
 from storage import HiddenName, Layout, LogitsName, PositionsName, Split
+from storage.layout import COUNT_MAX, DrawFromName, SelectionName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +17,32 @@ class Preset:
     hidden: HiddenName
     logits: LogitsName
     top_k: int
+    draws: int = 0
+    draw_temperature: float = 1.0
 
 
 PRESETS = {
     "lossless": Preset(hidden="float32", logits="float32", top_k=64),
     "exact": Preset(hidden="float16", logits="float16", top_k=64),
     "balanced": Preset(hidden="int8", logits="grid", top_k=32),
+    # The draws are for the published training temperature; the few logits beside them say how sure the teacher was.
+    "small": Preset(hidden="none", logits="grid", top_k=8, draws=50, draw_temperature=2.0),
 }
 """Named points on the ladder of size against error; figures in docs/performance.md. A field that is set beside `preset` wins."""
+
+RUNGS = (
+    "position_fraction",
+    "hidden_layers",
+    "hidden_group",
+    "grid_step",
+    "selection",
+    "threshold",
+    "threshold_temperature",
+    "draws",
+    "draw_from",
+    "draw_temperature",
+)
+"""Keys that may all be null, for what `storage.Layout` takes them to be; `cache_spec` names only those that differ from that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +63,7 @@ class CachedSequences:
 class CacheConfig:
     """Stage `cache-teacher`: what is kept of the teacher, how it is coded, and how the teacher is run."""
 
-    preset: Literal["lossless", "exact", "balanced"]
+    preset: Literal["lossless", "exact", "balanced", "small"]
     positions: PositionsName
     temperatures: tuple[float, ...]
     """Softmax temperatures that top-k targets can be used at; 1 is always added."""
@@ -58,11 +77,31 @@ class CacheConfig:
     batch_tokens: int
     """Tokens per teacher batch. Not part of the cache's identity."""
     hidden: HiddenName | None = None
-    """Coding of the last hidden state; null: the preset's."""
+    """Coding of the hidden states; null: the preset's."""
     logits: LogitsName | None = None
-    """Coding of the top-k logits; null: the preset's."""
+    """Coding of the cached logits; null: the preset's."""
     top_k: int | None = None
-    """Logits kept per position; null: the preset's."""
+    """Logits kept per position, or the most that a threshold keeps; null: the preset's."""
+    position_fraction: float | None = None
+    """For `positions: sampled`: the share of the tokens that are not masked that has a row, weighted by its inverse."""
+    hidden_layers: tuple[int, ...] | None = None
+    """0 is the embeddings' output, n the output of the n-th block; null: the last one, which is all that training reads."""
+    hidden_group: int | Literal["row"] | None = None
+    """Values per int8 scale; null: 64."""
+    grid_step: float | None = None
+    """Nats per step of the logit grid; null: 1/8."""
+    selection: SelectionName | None = None
+    """`top_k`, or `threshold`: every id with a probability of `threshold` or more at `threshold_temperature`, at most
+    `top_k` of them; null: `top_k`."""
+    threshold: float | None = None
+    threshold_temperature: float | None = None
+    """null: 1."""
+    draws: int | None = None
+    """Ids drawn per position, with replacement; null: the preset's."""
+    draw_from: DrawFromName | None = None
+    """`all`: the full distribution. `tail`: what the cached logits leave out. null: `all`."""
+    draw_temperature: float | None = None
+    """Of the distribution that is drawn from: the draws serve that training temperature only. null: the preset's, else 1."""
 
     def __post_init__(self) -> None:
         require(self.shard_tokens >= 1, "cache.shard_tokens", self.shard_tokens, "1 or more")
@@ -78,11 +117,71 @@ class CacheConfig:
             f"{'0' if logits == 'none' else '1 or more'}, as cache.logits is {logits}",
         )
         require(
-            not (logits == "none" and self.train_hidden == "none"),
+            not (logits == "none" and self.train_hidden == "none" and self.train_draws == 0),
             "cache.hidden",
             "none",
-            "a coding, as cache.logits is none: nothing would be kept",
+            "a coding, as cache.logits is none and there are no draws: nothing would be kept",
         )
+        self._check_positions()
+        self._check_codings()
+        self._check_selection()
+        self._check_draws()
+
+    def _check_positions(self) -> None:
+        fraction = self.position_fraction
+        if self.positions == "sampled":
+            fine, allowed = fraction is not None and 0 < fraction < 1, "0 < x < 1"
+        else:
+            fine, allowed = fraction is None, "null"
+        require(fine, "cache.position_fraction", fraction, f"{allowed}, as cache.positions is {self.positions}")
+
+    def _check_codings(self) -> None:
+        layers, group, step = self.hidden_layers, self.hidden_group, self.grid_step
+        self._require_null_unless(self.train_hidden == "int8", "hidden_group", f"cache.hidden is {self.train_hidden}")
+        require(
+            not isinstance(group, int) or group >= 1, "cache.hidden_group", group, "null, row, or an integer above 0"
+        )
+        self._require_null_unless(self.train_hidden != "none", "hidden_layers", "cache.hidden is none")
+        require(
+            layers is None or (len(layers) > 0 and layers[0] >= 0 and list(layers) == sorted(set(layers))),
+            "cache.hidden_layers",
+            None if layers is None else list(layers),
+            "null or layer numbers from 0, ascending, each once",
+        )
+        self._require_null_unless(self.train_logits == "grid", "grid_step", f"cache.logits is {self.train_logits}")
+        require(step is None or step > 0, "cache.grid_step", step, "null or more than 0")
+
+    def _check_selection(self) -> None:
+        if self.selection != "threshold":
+            for name in ("threshold", "threshold_temperature"):
+                self._require_null_unless(False, name, "cache.selection is not threshold")
+            return
+        reason = "as cache.selection is threshold"
+        require(1 <= self.train_top_k <= COUNT_MAX, "cache.top_k", self.train_top_k, f"1 to {COUNT_MAX}, {reason}")
+        threshold = self.threshold
+        require(threshold is not None and 0 < threshold < 1, "cache.threshold", threshold, f"0 < x < 1, {reason}")
+        self._require_declared("threshold_temperature")
+
+    def _check_draws(self) -> None:
+        require(0 <= self.train_draws <= COUNT_MAX, "cache.draws", self.train_draws, f"0 to {COUNT_MAX}")
+        for name in ("draw_from", "draw_temperature"):
+            self._require_null_unless(self.train_draws > 0, name, "cache.draws is 0")
+        require(
+            self.draw_from != "tail" or self.train_logits != "none",
+            "cache.draw_from",
+            "tail",
+            "all, as cache.logits is none: no ids are cached that a tail would lie outside of",
+        )
+        self._require_declared("draw_temperature")
+
+    def _require_null_unless(self, condition: bool, name: str, reason: str) -> None:
+        value = getattr(self, name)
+        require(condition or value is None, f"cache.{name}", value, f"null, as {reason}")
+
+    def _require_declared(self, name: str) -> None:
+        temperature, declared = self.rungs[name], self.declared_temperatures
+        allowed = f"one of cache.temperatures ({', '.join(map(str, declared))})"
+        require(temperature in declared, f"cache.{name}", temperature, allowed)
 
     @property
     def train_hidden(self) -> HiddenName:
@@ -99,6 +198,19 @@ class CacheConfig:
         return 0 if self.train_logits == "none" else PRESETS[self.preset].top_k
 
     @property
+    def train_draws(self) -> int:
+        return PRESETS[self.preset].draws if self.draws is None else self.draws
+
+    @property
+    def rungs(self) -> dict[str, Any]:
+        """What each key of `RUNGS` comes to for the train split: as set, else the preset's, else the format's default."""
+        default = {field.name: field.default for field in fields(Layout)} | {"hidden_layers": None}
+        if self.train_draws:
+            default.update(draws=self.train_draws, draw_temperature=PRESETS[self.preset].draw_temperature)
+        given = {name: getattr(self, name) for name in RUNGS}
+        return {name: default[name] if value is None else value for name, value in given.items()}
+
+    @property
     def declared_temperatures(self) -> tuple[float, ...]:
         """Ascending, without repetition, 1 among them."""
         return tuple(sorted({1.0, *self.temperatures}))
@@ -107,18 +219,27 @@ class CacheConfig:
     def head_dtype(self) -> Literal["float32", "float16"]:
         return "float32" if self.preset == "lossless" else "float16"
 
-    def layout(self, split: Split, *, teacher_layers: int, vocabulary_size: int) -> Layout:
+    def layout(self, split: Split, *, teacher_layers: int, hidden_size: int, vocabulary_size: int) -> Layout:
         """The arrays of a split. Validation and test are `exact` (or `lossless`) at all positions: they are the yardstick."""
-        if split == "train":
-            hidden, logits, top_k, positions = self.train_hidden, self.train_logits, self.train_top_k, self.positions
-        else:
+        if split != "train":
             yardstick = PRESETS["lossless" if self.preset == "lossless" else "exact"]
-            hidden, logits = yardstick.hidden, yardstick.logits
-            top_k, positions = min(yardstick.top_k, vocabulary_size), "all"
+            return Layout(
+                positions="all",
+                hidden=yardstick.hidden,
+                hidden_layers=(teacher_layers,),
+                logits=yardstick.logits,
+                top_k=min(yardstick.top_k, vocabulary_size),
+            )
+        rungs, hidden = self.rungs, self.train_hidden
+        layers = rungs["hidden_layers"] or (teacher_layers,)
         return Layout(
-            positions=positions,
+            positions=self.positions,
             hidden=hidden,
-            hidden_layers=(teacher_layers,) if hidden != "none" else (),
-            logits=logits,
-            top_k=top_k,
+            logits=self.train_logits,
+            top_k=self.train_top_k,
+            **{
+                **rungs,
+                "hidden_layers": layers if hidden != "none" else (),
+                "hidden_group": hidden_size if rungs["hidden_group"] == "row" else rungs["hidden_group"],
+            },
         )

@@ -30,9 +30,9 @@ class TrainConfig:
     """Name in the map `students`."""
     weights: LossWeights
     temperature: float
-    kd_source: Literal["hidden", "top_k"]
+    kd_source: Literal["hidden", "top_k", "draws"]
     """`hidden`: the teacher's full distribution, rebuilt from the cached hidden state by its frozen head. `top_k`: the cached
-    logits, and one bucket for the rest of the vocabulary."""
+    logits, and `tail` for the rest of the vocabulary. `draws`: ids drawn from the full distribution, without bias."""
     batch_size: int
     """Sequences per optimizer step, over all processes and accumulated micro-batches."""
     micro_batch_size: int
@@ -52,6 +52,9 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer steps; or set `epochs`."""
     epochs: int | None = None
+    tail: Literal["rest", "renormalise", "draws"] = "rest"
+    """What stands for the ids outside of `kd_source: top_k`. `rest`: one bucket on both sides. `draws`: ids drawn from
+    the tail (`cache.draw_from: tail`), without bias. `renormalise`: nothing, for comparison; it pulls the student off."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):
@@ -78,11 +81,22 @@ class TrainConfig:
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "more than 0")
         require_seed("train.seed", self.seed)
         require(
+            self.tail == "rest" or self.kd_source == "top_k",
+            "train.tail",
+            self.tail,
+            f"rest, as train.kd_source is {self.kd_source}",
+        )
+        require(
             self.batch_size % self.micro_batch_size == 0,
             "train.micro_batch_size",
             self.micro_batch_size,
             f"a divisor of train.batch_size ({self.batch_size})",
         )
+
+    @property
+    def reads_draws(self) -> bool:
+        """Whether the KD loss reads the cached draws."""
+        return self.weights.kd > 0 and "draws" in (self.kd_source, self.tail)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.draws import draw_ids
 from stages.heads import Head
-from stages.losses import IGNORED, HiddenTargets, TopKTargets, cosine_loss_sum, distillation_loss
+from stages.losses import (
+    IGNORED,
+    DrawnTargets,
+    HiddenTargets,
+    TopKTargets,
+    cosine_loss_sum,
+    distillation_loss,
+)
 
 HIDDEN = 6
 
@@ -152,3 +160,172 @@ def test_under_autocast_the_loss_is_near_the_float32_one(dtype):
         rounded = distillation_loss(features, weight, bias, **arguments)
     assert rounded.total.dtype == torch.float32
     torch.testing.assert_close(rounded.total, exact.total, rtol=0.05, atol=0.05)
+
+
+def teacher_of(case, temperature):
+    """The teacher's full log-probabilities at T, (rows, V), of a case."""
+    *_, hidden, head = case
+    return torch.log_softmax(head.logits(hidden) / temperature, -1)
+
+
+def loss_and_gradients(case, targets, temperature, *, row_weights=None, chunk=None, mlm_scale=0.0):
+    features, weight, bias, labels, *_ = case
+    loss = distillation_loss(
+        features, weight, bias, labels=labels, targets=targets, temperature=temperature, kd_scale=0.7, mlm_scale=mlm_scale,
+        row_weights=row_weights, chunk_rows=chunk,
+    )  # fmt: skip
+    return loss, torch.autograd.grad(loss.total, (features, weight, bias))
+
+
+def reference(case, kl_of_rows, temperature, row_weights, mlm_scale):
+    """`kl_of_rows` (log q (rows, V)) -> (rows,), weighted and summed, with the MLM term: loss, KD sum and gradients."""
+    features, weight, bias, labels, *_ = case
+    logits = features @ weight.T + bias
+    kl = kl_of_rows(F.log_softmax(logits / temperature, -1))
+    kd = (kl if row_weights is None else kl * row_weights).sum()
+    mlm = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    total = 0.7 * temperature**2 * kd + mlm_scale * mlm
+    return total, kd, torch.autograd.grad(total, (features, weight, bias))
+
+
+def ragged(log_p, k, generator):
+    """Top-k targets of 1 to k ids per row, as the bridge makes them."""
+    values, ids = log_p.topk(k, -1)
+    count = torch.randint(1, k + 1, (len(log_p), 1), generator=generator)
+    counts = torch.arange(k) < count
+    return torch.where(counts, ids, ids[:, :1]), values.masked_fill(~counts, float("-inf"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 9),
+    vocabulary=st.integers(4, 20),
+    temperature=st.sampled_from([0.5, 1.0, 2.0]),
+    kind=st.sampled_from(["hidden", "rest", "renormalise", "draws", "head and draws"]),
+    weighted=st.booleans(),
+    chunk=st.sampled_from([1, 4, None]),
+)
+def test_every_kind_of_target_and_tail_equals_its_dense_float64_reference(
+    seed, rows, vocabulary, temperature, kind, weighted, chunk
+):
+    case = make_case(seed, rows, vocabulary)
+    generator = torch.Generator().manual_seed(seed)
+    log_p = teacher_of(case, temperature)
+    p, entropy = log_p.exp(), -(log_p.exp() * log_p).sum(-1)
+    ids, kept = ragged(log_p, min(4, vocabulary - 1), generator)
+    inside = torch.zeros_like(log_p, dtype=torch.bool).scatter(1, ids, value=True)
+    rest = p.masked_fill(inside, 0.0).sum(-1, keepdim=True)
+    uniform = torch.rand(rows, 6, generator=generator, dtype=torch.float64)
+    if kind == "hidden":
+        targets = HiddenTargets(case[4], case[5])
+
+        def kl(log_q):
+            return (p * (log_p - log_q)).sum(-1)
+
+    elif kind == "rest":
+        targets = TopKTargets(ids, kept)
+
+        def kl(log_q):
+            q_rest = log_q.exp().masked_fill(inside, 0.0).sum(-1, keepdim=True)
+            on_support = (p * (log_p - log_q)).masked_fill(~inside, 0.0).sum(-1)
+            return on_support + (rest * (rest.log() - q_rest.log())).squeeze(-1)
+
+    elif kind == "renormalise":
+        targets = TopKTargets(ids, kept, renormalise=True)
+
+        def kl(log_q):
+            theirs, ours = (F.log_softmax(x.masked_fill(~inside, -1e300), -1) for x in (log_p, log_q))
+            return (theirs.exp() * (theirs - ours)).masked_fill(~inside, 0.0).sum(-1)
+
+    else:
+        if kind == "draws":
+            drawn = draw_ids(log_p * temperature, uniform, temperature)
+            shares = torch.full_like(uniform, 1 / 6)
+            targets = DrawnTargets(drawn, shares, entropy)
+        else:
+            drawn = draw_ids(log_p * temperature, uniform, temperature, ids)
+            shares = torch.cat([kept.exp(), rest.expand(-1, 6) / 6], -1)
+            targets = DrawnTargets(torch.cat([ids, drawn], -1), shares, entropy)
+        estimate = torch.zeros_like(p).scatter_add_(1, targets.ids, shares)
+
+        def kl(log_q):
+            return -(estimate * log_q).sum(-1) - entropy
+
+    row_weights = 1 + 3 * torch.rand(rows, generator=generator, dtype=torch.float64) if weighted else None
+    expected, kd, wanted = reference(case, kl, temperature, row_weights, 0.3)
+    loss, found = loss_and_gradients(case, targets, temperature, row_weights=row_weights, chunk=chunk, mlm_scale=0.3)
+    torch.testing.assert_close(loss.total, expected)
+    torch.testing.assert_close(loss.kd_sum, kd)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def of_row(case, row):
+    """The case of one row alone."""
+    features, weight, bias, labels, hidden, head = case
+    return features[row : row + 1], weight, bias, labels[row : row + 1], hidden[row : row + 1], head
+
+
+def test_a_row_of_which_every_id_is_cached_has_no_rest_beside_one_that_has():
+    case = make_case(3, 2, 5)
+    log_p = teacher_of(case, 1.0)
+    values, ids = log_p.topk(5, -1)
+    counts = torch.tensor([[5], [2]])
+    inside = torch.arange(5) < counts
+    targets = TopKTargets(torch.where(inside, ids, ids[:, :1]), values.masked_fill(~inside, float("-inf")))
+    loss, gradients = loss_and_gradients(case, targets, 1.0)
+    whole, _ = loss_and_gradients(of_row(case, 0), TopKTargets(ids[:1], values[:1]), 1.0)
+    part, _ = loss_and_gradients(of_row(case, 1), TopKTargets(ids[1:, :2], values[1:, :2]), 1.0)
+    torch.testing.assert_close(loss.kd_sum, whole.kd_sum + part.kd_sum)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def relative(found, wanted):
+    """Relative L2 distance over all gradients."""
+    found, wanted = (torch.cat([x.flatten() for x in some]) for some in (found, wanted))
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def test_the_gradient_of_draws_is_right_on_average_and_that_of_renormalised_logits_is_not():
+    temperature, n, repeats = 2.0, 8, 400
+    case = make_case(11, 6, 30)
+    log_p = teacher_of(case, temperature)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    values, ids = log_p.topk(4, -1)
+    outside = (1 - values.exp().sum(-1, keepdim=True)).expand(-1, n) / n
+    dense, wanted = loss_and_gradients(case, HiddenTargets(case[4], case[5]), temperature)
+    generator = torch.Generator().manual_seed(5)
+
+    def drawn(excluded):
+        return draw_ids(
+            log_p * temperature, torch.rand(6, n, generator=generator, dtype=torch.float64), temperature, excluded
+        )
+
+    def from_all():
+        return DrawnTargets(drawn(None), torch.full((6, n), 1 / n, dtype=torch.float64), entropy)
+
+    def beside_the_head():
+        return DrawnTargets(torch.cat([ids, drawn(ids)], -1), torch.cat([values.exp(), outside], -1), entropy)
+
+    for kind in (from_all, beside_the_head):
+        results = [loss_and_gradients(case, kind(), temperature) for _ in range(repeats)]
+        single = sum(relative(gradients, wanted) for _, gradients in results) / repeats
+        mean = [sum(gradient) / repeats for gradient in zip(*(gradients for _, gradients in results), strict=True)]
+        # The error of the mean is that of one draw over the square root of their number, as for any unbiased estimate.
+        assert relative(mean, wanted) < 2 * single / repeats**0.5
+        values_of = torch.stack([loss.kd_sum for loss, _ in results])
+        assert abs(float(values_of.mean() - dense.kd_sum)) < 4 * float(values_of.std()) / repeats**0.5
+    _, biased = loss_and_gradients(case, TopKTargets(ids, values, renormalise=True), temperature)
+    assert relative(biased, wanted) > 0.3
+
+
+def test_row_weights_weigh_cosine_and_not_the_masked_language_model():
+    case = make_case(7, 5, 9)
+    weights = torch.tensor([0.0, 1.0, 4.0, 1.0, 0.5], dtype=torch.float64)
+    ours, theirs = case[0], case[4]
+    separate = torch.stack([cosine_loss_sum(ours[i : i + 1], theirs[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(cosine_loss_sum(ours, theirs, weights), (separate * weights).sum())
+    plain, _ = loss_and_gradients(case, HiddenTargets(theirs, case[5]), 2.0, mlm_scale=1.0)
+    weighted, _ = loss_and_gradients(case, HiddenTargets(theirs, case[5]), 2.0, mlm_scale=1.0, row_weights=weights)
+    torch.testing.assert_close(plain.mlm_sum, weighted.mlm_sum)

@@ -19,6 +19,32 @@ BALANCED = Layout(positions="all", hidden="int8", hidden_layers=(2,), logits="gr
 MASKED = Layout(positions="masked", hidden="int8", hidden_layers=(0, 2), logits="grid", top_k=8, hidden_group=16)
 LOGITS_ONLY = Layout(positions="masked", hidden="none", hidden_layers=(), logits="float16", top_k=4)
 HIDDEN_ONLY = Layout(positions="all", hidden="float16", hidden_layers=(1, 2), logits="none", top_k=0)
+THRESHOLD = Layout(
+    positions="all",
+    hidden="bfloat16",
+    hidden_layers=(2,),
+    logits="grid",
+    selection="threshold",
+    top_k=6,
+    threshold=0.05,
+    threshold_temperature=2.0,
+)
+DRAWS = Layout(positions="masked", hidden="none", hidden_layers=(), logits="grid", top_k=4, draws=20)
+DRAWS_ONLY = Layout(positions="all", hidden="none", hidden_layers=(), logits="none", top_k=0, draws=255)
+TAIL = Layout(
+    positions="sampled",
+    position_fraction=0.3,
+    hidden="int8",
+    hidden_layers=(0, 2),
+    hidden_group=HIDDEN_SIZE,
+    logits="float16",
+    selection="threshold",
+    top_k=6,
+    threshold=0.1,
+    draws=9,
+    draw_from="tail",
+    draw_temperature=2.0,
+)
 LAYOUTS = {
     "lossless": LOSSLESS,
     "exact": EXACT,
@@ -26,6 +52,10 @@ LAYOUTS = {
     "masked": MASKED,
     "logits_only": LOGITS_ONLY,
     "hidden_only": HIDDEN_ONLY,
+    "threshold": THRESHOLD,
+    "draws": DRAWS,
+    "draws_only": DRAWS_ONLY,
+    "tail": TAIL,
 }
 
 
@@ -74,12 +104,15 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
     tokens = int(offsets[-1])
     original_ids = generator.integers(2, description.vocabulary_size, tokens)
     masked = (generator.random(tokens) < 0.4).astype(np.uint8)
-    row_token = None if layout.positions == "all" else np.flatnonzero(masked).astype(np.uint32)
+    wanted = masked == 1
+    if layout.positions == "sampled":
+        wanted |= generator.random(tokens) < layout.position_fraction
+    row_token = None if layout.positions == "all" else np.flatnonzero(wanted).astype(np.uint32)
     rows = tokens if row_token is None else len(row_token)
     logits = (4 * generator.standard_normal((rows, description.vocabulary_size))).astype(np.float32)
-    top_ids = np.argsort(-logits, axis=1, kind="stable")[:, : layout.top_k]
-    cached = layout.logits != "none"
     hidden_shape = (rows, len(layout.hidden_layers), description.hidden_size)
+    hidden = generator.standard_normal(hidden_shape).astype(np.float32) if layout.hidden != "none" else None
+    selected = select_ids(logits, layout)
     return ShardTargets(
         sequence_offsets=offsets,
         original_ids=original_ids,
@@ -87,10 +120,47 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
         masked=masked,
         row_token=row_token,
         stat=make_stat(logits, description.temperatures),
-        top_ids=top_ids if cached else None,
-        top_logits=np.take_along_axis(logits, top_ids, axis=1) if cached else None,
-        hidden=generator.standard_normal(hidden_shape).astype(np.float32) if layout.hidden != "none" else None,
+        hidden=hidden,
+        **selected,
+        **draw_ids(logits, layout, selected, generator),
     )
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """f8 (R, V)."""
+    powers = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def select_ids(logits: np.ndarray, layout: Layout) -> dict[str, np.ndarray | None]:
+    """`top_ids`, `top_logits` and perhaps `top_count` of dense logits f4 (R, V), row by row."""
+    if layout.logits == "none":
+        return {"top_ids": None, "top_logits": None}
+    top_ids = np.argsort(-logits, axis=1, kind="stable")[:, : layout.top_k]
+    top_logits = np.take_along_axis(logits, top_ids, axis=1)
+    if layout.selection == "top_k":
+        return {"top_ids": top_ids, "top_logits": top_logits}
+    p = np.take_along_axis(softmax(logits, layout.threshold_temperature), top_ids, axis=1)
+    kept = p >= layout.threshold
+    kept[:, 0] = True
+    return {"top_ids": top_ids[kept], "top_logits": top_logits[kept], "top_count": kept.sum(axis=1).astype(np.uint8)}
+
+
+def draw_ids(
+    logits: np.ndarray, layout: Layout, selected: dict[str, np.ndarray | None], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """`draw_count`, `draw_ids` and `draw_weight`; nothing where the layout has no draws."""
+    if layout.draws == 0:
+        return {}
+    p = softmax(logits, layout.draw_temperature)
+    if layout.draw_from == "tail":
+        count = selected.get("top_count")
+        p[np.repeat(np.arange(len(p)), layout.top_k if count is None else count), selected["top_ids"].reshape(-1)] = 0
+        p /= p.sum(axis=1, keepdims=True)
+    weights = generator.multinomial(layout.draws, p)
+    rows, ids = np.nonzero(weights)
+    count = np.bincount(rows, minlength=len(p)).astype(np.uint8)
+    return {"draw_count": count, "draw_ids": ids, "draw_weight": weights[rows, ids].astype(np.uint8)}
 
 
 def make_stat(logits: np.ndarray, temperatures: tuple[float, ...]) -> np.ndarray:

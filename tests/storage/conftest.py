@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from tests.storage.build import LAYOUTS, build_cache, make_description
+from tests.storage.remote_roots import memory, s3, s3_proxy, url  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +24,11 @@ def caches(tmp_path_factory):
 
 @pytest.fixture
 def cache(caches, tmp_path):
-    """A copy of the `masked` cache, which has every kind of array."""
+    """A copy of the `masked` cache, which has every kind of array whose rows are all alike."""
     return shutil.copytree(caches("masked"), tmp_path / "current")
+
+
+@pytest.fixture
+def ragged_cache(caches, tmp_path):
+    """A copy of the `tail` cache, which has every kind of array whose rows differ in length."""
+    return shutil.copytree(caches("tail"), tmp_path / "current")

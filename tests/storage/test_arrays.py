@@ -3,73 +3,76 @@ import dataclasses
 import numpy as np
 import pytest
 
-from storage import CacheReader, ShardArrays
-from tests.storage.build import LAYOUTS
+from storage.arrays import array_table, id_dtype
+from tests.storage.build import BALANCED, DRAWS, LAYOUTS, TAIL, THRESHOLD, make_description
 
 
-@pytest.fixture(params=LAYOUTS)
-def shards(request, caches):
-    reader = CacheReader(caches(request.param))
-    return [reader.load(shard) for shard in reader.shards("train")]
+def table_of(layout, vocabulary_size=50):
+    description = dataclasses.replace(make_description(layout), vocabulary_size=vocabulary_size)
+    return {spec.name: spec for spec in array_table(description, layout)}
 
 
-def one_by_one(arrays: ShardArrays, index: int) -> dict[str, np.ndarray]:
-    """Everything about one sequence, cut out by slices."""
-    start, stop = arrays.sequence_offsets[index : index + 2]
-    first, last = arrays.row_offsets[index : index + 2]
-    per_row = {"stat": arrays.stat, "top_ids": arrays.top_ids, **arrays.logits, **arrays.hidden}
-    return {
-        "id": arrays.sequence_ids[index : index + 1],
-        "original_ids": arrays.original_ids[start:stop],
-        "input_ids": arrays.input_ids[start:stop],
-        "masked": arrays.masked[start:stop],
-        "position": arrays.row_token[first:last] - start,
-        **{name: array[first:last] for name, array in per_row.items() if array is not None},
+@pytest.mark.parametrize(
+    ("vocabulary_size", "dtype"), [(50, "<u2"), (65_535, "<u2"), (65_536, "<u4"), (200_000, "<u4")]
+)
+def test_ids_have_two_bytes_as_long_as_the_largest_value_is_left_over(vocabulary_size, dtype):
+    assert id_dtype(vocabulary_size) == np.dtype(dtype)
+    table = table_of(DRAWS, vocabulary_size)
+    for name in ("original_ids", "input_ids", "top_ids", "draw_ids"):
+        spec = table[name]
+        assert spec.dtype == np.dtype(dtype)
+        assert spec.limits == (0, vocabulary_size - 1)
+        assert spec.fill_value == np.iinfo(spec.dtype).max > vocabulary_size - 1
+        assert spec.holds_only_data(np.array([vocabulary_size - 1], spec.dtype))
+        assert not spec.holds_only_data(np.array([0, spec.fill_value], spec.dtype))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_no_array_takes_its_fill_value_for_data(name):
+    for spec in table_of(LAYOUTS[name]).values():
+        filled = np.full((3, *spec.row_shape), spec.fill_value, spec.dtype)
+        assert not spec.holds_only_data(filled), spec.name
+        assert spec.holds_only_data(filled[:0]), spec.name
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "good", "bad"),
+    [
+        (BALANCED, "masked", [0, 1], [2]),
+        (BALANCED, "hidden", [-127, 127], [-128]),
+        (BALANCED, "top_gap", [0, 254], [255]),
+        (BALANCED, "hidden_scale", [0, 65504], [np.inf]),
+        (BALANCED, "stat", [-3.4e38, 1e-45], [-np.inf]),
+        (TAIL, "top_count", [1, 6], [7]),
+        (TAIL, "draw_count", [1, 9], [0]),
+        (TAIL, "draw_weight", [1, 9], [10]),
+        (THRESHOLD, "hidden", [0, 0x8000, 0x7F7F, 0xFF7F], [0x7F80]),
+        (THRESHOLD, "hidden", [0x0001], [0xFF80]),
+        (THRESHOLD, "hidden", [0x3F80], [0x7FC0]),
+    ],
+)
+def test_values_out_of_range_are_no_data(layout, name, good, bad):
+    spec = table_of(layout)[name]
+    assert spec.holds_only_data(np.array(good, spec.dtype))
+    assert not spec.holds_only_data(np.array(good + bad, spec.dtype))
+
+
+def test_shapes_follow_from_the_counts():
+    counts = {"sequences": 3, "tokens": 20, "rows": 7, "masked": 5, "entries": 11, "draws": 30}
+    shapes = {name: spec.shape(counts) for name, spec in table_of(TAIL).items()}
+    assert shapes == {
+        "sequence_offsets": (4,),
+        "original_ids": (20,),
+        "input_ids": (20,),
+        "masked": (20,),
+        "row_token": (7,),
+        "stat": (7, 5),
+        "top_count": (7,),
+        "top_ids": (11,),
+        "top_logits": (11,),
+        "draw_count": (7,),
+        "draw_ids": (30,),
+        "draw_weight": (30,),
+        "hidden": (7, 2, 24),
+        "hidden_scale": (7, 2, 1),
     }
-
-
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-
-
-def test_every_row_belongs_to_a_token_of_its_sequence(shards):
-    for arrays in shards:
-        for index in range(len(arrays.sequence_ids)):
-            first, last = arrays.row_offsets[index : index + 2]
-            inside = arrays.row_token[first:last]
-            assert np.all(inside >= arrays.sequence_offsets[index])
-            assert np.all(inside < arrays.sequence_offsets[index + 1])
-        assert arrays.row_offsets[-1] == arrays.rows
-
-
-@pytest.mark.parametrize("chosen", [[3, 0, 4], [2], [1, 1], [], [0, 1, 2, 3, 4]])
-def test_select_gives_each_sequence_as_slices_do_in_the_order_asked_for(shards, chosen):
-    batch = shards[0].select(np.array(chosen, dtype=np.int64))
-    assert len(batch.sequence_ids) == len(chosen)
-    for place, index in enumerate(chosen):
-        assert_same(one_by_one(batch, place), one_by_one(shards[0], index))
-
-
-def test_concatenate_gives_the_sequences_of_all_parts_in_order(shards):
-    parts = [shards[1].select(np.array([4, 1])), shards[0].select(np.array([], dtype=np.int64)), shards[0]]
-    batch = ShardArrays.concatenate(parts)
-    expected = [one_by_one(part, index) for part in parts for index in range(len(part.sequence_ids))]
-    assert len(batch.sequence_ids) == len(expected) == 7
-    for place, sequence in enumerate(expected):
-        assert_same(one_by_one(batch, place), sequence)
-
-
-def test_selecting_from_a_concatenation_equals_concatenating_selections(shards):
-    whole = ShardArrays.concatenate(shards).select(np.array([7, 2]))
-    parts = ShardArrays.concatenate([shards[1].select(np.array([2])), shards[0].select(np.array([2]))])
-    for field in dataclasses.fields(ShardArrays):
-        left, right = getattr(whole, field.name), getattr(parts, field.name)
-        np.testing.assert_equal(left, right)
-
-
-def test_concatenating_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        ShardArrays.concatenate([])

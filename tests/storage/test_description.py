@@ -4,7 +4,7 @@ import json
 import pytest
 
 from storage import CacheDescription, CorruptError, FormatError, ShardId
-from tests.storage.build import BALANCED, EXACT, LAYOUTS, MASKED, make_description
+from tests.storage.build import BALANCED, EXACT, LAYOUTS, MASKED, TAIL, THRESHOLD, make_description
 
 
 def changed(description, **values):
@@ -46,6 +46,8 @@ def test_features_are_those_of_the_layouts():
     assert make_description(EXACT).required_features == ()
     assert make_description(BALANCED).required_features == ("int8-groups", "logit-grid")
     assert make_description(MASKED).required_features == ("int8-groups", "logit-grid", "row-token")
+    assert make_description(THRESHOLD).required_features == ("bfloat16-bits", "logit-grid", "threshold")
+    assert make_description(TAIL).required_features == ("draws", "int8-groups", "row-sample", "row-token", "threshold")
 
 
 def test_the_fingerprint_changes_with_spec_and_content_only():
@@ -62,8 +64,8 @@ def test_an_unknown_version_is_refused_by_number():
 
 
 def test_an_unknown_feature_is_refused_by_name():
-    with pytest.raises(FormatError, match=r"requires the feature draws; this reader knows int8-groups"):
-        CacheDescription.from_json(changed(make_description(), required_features=["draws", "int8-groups"]))
+    with pytest.raises(FormatError, match=r"requires the feature entropy-coding; this reader knows .*int8-groups"):
+        CacheDescription.from_json(changed(make_description(), required_features=["entropy-coding", "int8-groups"]))
 
 
 def test_a_spec_changed_by_hand_is_noticed():
@@ -101,3 +103,14 @@ def test_temperatures_ascend_and_include_one(temperatures):
 def test_more_logits_than_the_vocabulary_are_refused():
     with pytest.raises(ValueError, match="top_k of train is 8; expected at most the vocabulary, 7"):
         dataclasses.replace(make_description(), vocabulary_size=7)
+
+
+def test_draws_from_the_tail_need_a_tail():
+    with pytest.raises(ValueError, match="top_k of train is 6; expected at most 5, which leaves a tail to draw from"):
+        dataclasses.replace(make_description(TAIL), vocabulary_size=6)
+
+
+@pytest.mark.parametrize(("layout", "name"), [(THRESHOLD, "threshold_temperature"), (TAIL, "draw_temperature")])
+def test_targets_are_taken_at_declared_temperatures(layout, name):
+    with pytest.raises(ValueError, match=rf"{name} of train is 2.0; expected one of \(1.0, 4.0\)"):
+        dataclasses.replace(make_description(layout), temperatures=(1.0, 4.0))

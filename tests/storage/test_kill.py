@@ -27,34 +27,64 @@ def start_writer(folder):
     )
 
 
-def test_a_writer_killed_at_random_moments_resumes_to_the_same_root_digest(tmp_path):
-    expected = CacheReader(build_cache(tmp_path / "uninterrupted", description())).root_digest
-    moments = random.Random(0)
-    kills = 0
-    published_before = 0
-    for _ in range(4):
-        writer = start_writer(tmp_path / "killed")
+def kill_at(folder, seconds):
+    """Start a writer and kill it so long after it holds the lock; whether that was before its end."""
+    with start_writer(folder) as writer:
         assert writer.stdout.readline() == "locked\n"
-        if kills == 0:
-            with (
-                pytest.raises(LockedError, match="another process works on the cache"),
-                CacheWork.open(tmp_path / "killed" / "work", description()),
-            ):
-                pass
-        time.sleep(moments.uniform(0.02, 0.3))
+        time.sleep(seconds)
         writer.send_signal(signal.SIGKILL)
-        kills += writer.wait() == -signal.SIGKILL
-        writer.stdout.close()
-        published = len(list((tmp_path / "killed").glob("*/**/manifest/*.json")))
-        assert published >= published_before
-        published_before = published
-        if (tmp_path / "killed" / "current").exists():
-            break
-    assert kills >= 1
-    with start_writer(tmp_path / "killed") as writer:
-        assert writer.wait() == 0
-    assert verify_cache(tmp_path / "killed" / "current", deep=True).root_digest == expected
-    assert not list(tmp_path.rglob(".tmp-*"))
+        return writer.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.campaign)])
+def test_after_a_kill_at_a_random_moment_the_cache_comes_out_the_same(tmp_path, kills):
+    started = time.monotonic()
+    expected = CacheReader(build_cache(tmp_path / "uninterrupted", description())).root_digest
+    longest = time.monotonic() - started
+    moments = random.Random(kills)
+    killed = 0
+    for number in range(kills):
+        folder = tmp_path / f"killed-{number}"
+        killed += kill_at(folder, moments.uniform(0, longest))
+        build_cache(folder, description())
+        assert verify_cache(folder / "current", deep=True).root_digest == expected
+        assert not list(folder.rglob(".tmp-*"))
+    assert killed, "no writer was killed before its end"
+
+
+def count_published(folder):
+    """Shards with a manifest; looked for only where no writer removes folders meanwhile."""
+    return sum(len(list(folder.glob(f"{cache}/manifest/[tv]*.json"))) for cache in ("work/*", "current"))
+
+
+def test_a_writer_that_is_killed_again_and_again_goes_on_where_it_was(tmp_path):
+    expected = CacheReader(build_cache(tmp_path / "uninterrupted", description())).root_digest
+    folder = tmp_path / "killed"
+    published = 0
+    for _ in range(3):
+        with start_writer(folder) as writer:
+            while writer.poll() is None and count_published(folder) <= published:
+                time.sleep(0.002)
+            writer.send_signal(signal.SIGKILL)
+        assert count_published(folder) >= published
+        published = count_published(folder)
+    assert published >= 3
+    build_cache(folder, description())
+    assert CacheReader(tmp_path / "killed" / "current").root_digest == expected
+
+
+def test_a_second_writer_is_refused_while_the_first_one_lives_and_not_after_its_death(tmp_path):
+    with start_writer(tmp_path) as writer:
+        assert writer.stdout.readline() == "locked\n"
+        writer.send_signal(signal.SIGSTOP)
+        with (
+            pytest.raises(LockedError, match="another process works on the cache"),
+            CacheWork.open(tmp_path / "work", description()),
+        ):
+            pass
+        writer.send_signal(signal.SIGKILL)
+    with CacheWork.open(tmp_path / "work", description()) as work:
+        assert work.missing() is not None
 
 
 class Killed(Exception):

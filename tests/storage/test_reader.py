@@ -23,6 +23,18 @@ ARRAYS = [
     "hidden",
     "hidden_scale",
 ]
+UNCODED = [
+    "sequence_offsets",
+    "original_ids",
+    "input_ids",
+    "masked",
+    "stat",
+    "top_ids",
+    "top_count",
+    "draw_count",
+    "draw_ids",
+    "draw_weight",
+]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -31,14 +43,14 @@ def test_what_is_read_is_what_was_published_up_to_the_coding(caches, name):
     for shard in reader.description.shard_ids():
         layout = reader.description.splits[shard.split].layout
         targets, arrays = make_targets(reader.description, shard), reader.load(shard)
-        for field in ("sequence_offsets", "original_ids", "input_ids", "masked", "stat", "top_ids"):
+        for field in UNCODED:
             np.testing.assert_array_equal(getattr(arrays, field), getattr(targets, field))
         rows = np.arange(arrays.tokens) if targets.row_token is None else targets.row_token
         np.testing.assert_array_equal(arrays.row_token, rows)
         start, count = reader.description.span(shard)
         assert arrays.sequence_ids.tolist() == list(range(start, start + count))
         if targets.hidden is not None:
-            tolerance = {"float32": 0, "float16": 2e-3, "int8": 2e-2}[layout.hidden]
+            tolerance = {"float32": 0, "float16": 2e-3, "bfloat16": 2e-2, "int8": 2e-2}[layout.hidden]
             np.testing.assert_allclose(arrays.decoded_hidden(layout), targets.hidden, rtol=0, atol=tolerance)
         if targets.top_logits is not None:
             tolerance = {"float32": 0, "float16": 8e-3, "grid": 0.0626}[layout.logits]
@@ -55,6 +67,15 @@ def test_counts_are_the_sums_over_the_shards(caches):
         "masked": sum(int(arrays.masked.sum()) for arrays in loaded),
     }
     assert reader.shard_counts(SHARD)["rows"] == loaded[1].rows
+
+
+def test_entries_and_draws_are_counted_too_in_the_splits_that_have_them(caches):
+    reader = CacheReader(caches("tail"))
+    loaded = [reader.load(shard) for shard in reader.shards("train")]
+    assert reader.counts["train"]["entries"] == sum(len(arrays.top_ids) for arrays in loaded)
+    assert reader.counts["train"]["draws"] == sum(len(arrays.draw_ids) for arrays in loaded)
+    assert reader.shard_counts(SHARD)["draws"] == len(loaded[1].draw_ids)
+    assert reader.counts["validation"].keys() == {"sequences", "tokens", "rows", "masked"}
 
 
 def test_figures_hold_what_the_writer_recorded_and_the_saturated_gaps(caches):
@@ -84,8 +105,8 @@ def test_a_folder_that_does_not_exist_is_refused_likewise(tmp_path):
 
 def test_a_newer_cache_is_refused_before_anything_else(cache):
     value = json.loads((cache / "cache.json").read_bytes())
-    (cache / "cache.json").write_bytes(canonical_json({**value, "required_features": ["draws"]}))
-    with pytest.raises(FormatError, match="draws"):
+    (cache / "cache.json").write_bytes(canonical_json({**value, "required_features": ["entropy-coding"]}))
+    with pytest.raises(FormatError, match="entropy-coding"):
         CacheReader(cache)
 
 
@@ -201,3 +222,47 @@ def test_a_manifest_that_leads_out_of_the_cache_is_refused():
     value |= {"counts": {"sequences": 1, "tokens": 1, "rows": 1, "masked": 0}, "computed_with": {}}
     with pytest.raises(CorruptError, match="outside the cache"):
         ShardManifest.from_bytes(SHARD, canonical_json(value))
+
+
+@pytest.mark.parametrize(
+    ("array", "index", "value", "match"),
+    [
+        ("top_count", 0, 0, "top_count holds fill values"),
+        ("top_count", 0, 7, "top_count holds .* values out of range"),
+        ("draw_ids", -1, 50, "draw_ids holds .* values out of range"),
+        ("draw_weight", 3, 0, "draw_weight holds fill values"),
+        ("draw_weight", 3, 10, "draw_weight holds .* values out of range"),
+    ],
+)
+def test_values_that_no_writer_stores_in_ragged_arrays_are_noticed(ragged_cache, array, index, value, match):
+    zarr.open_group(ragged_cache / GROUP, mode="r+")[array][index] = value
+    vouch_for_what_is_there(ragged_cache)
+    with pytest.raises(CorruptError, match=match):
+        CacheReader(ragged_cache).load(SHARD)
+
+
+@pytest.mark.parametrize(("array", "ids"), [("top_count", "top_ids"), ("draw_count", "draw_ids")])
+def test_counts_that_do_not_sum_to_their_entries_are_noticed(ragged_cache, array, ids):
+    counts = zarr.open_group(ragged_cache / GROUP, mode="r+")[array]
+    counts[0] = int(counts[0]) + (1 if counts[0] < 6 else -1)
+    vouch_for_what_is_there(ragged_cache)
+    with pytest.raises(CorruptError, match=rf"{SHARD}: {array} sums to \d+; expected the length of {ids}, \d+"):
+        CacheReader(ragged_cache).load(SHARD)
+
+
+@pytest.mark.parametrize("array", ["top_count", "draw_count", "draw_ids", "draw_weight"])
+def test_a_missing_chunk_of_a_ragged_array_is_noticed_though_every_manifest_is_right(ragged_cache, array):
+    chunk_file(ragged_cache, array).unlink()
+    vouch_for_what_is_there(ragged_cache)
+    with pytest.raises(CorruptError, match=f"{array} holds fill values"):
+        CacheReader(ragged_cache).load(SHARD)
+
+
+def test_a_manifest_that_does_not_count_the_entries_is_noticed(ragged_cache):
+    path = ragged_cache / "manifest" / f"{SHARD}.json"
+    value = json.loads(path.read_bytes())
+    del value["counts"]["entries"]
+    path.write_bytes(canonical_json(value) + b"\n")
+    vouch_for_what_is_there(ragged_cache)
+    with pytest.raises(CorruptError, match=f"{SHARD}: its manifest has no count of 'entries', which top_ids needs"):
+        CacheReader(ragged_cache).load(SHARD)

@@ -8,7 +8,7 @@ from storage.arrays import ArraySpec
 from storage.shard import write_shard
 from tests.storage.build import MASKED, add_files, make_description, make_targets
 
-SPEC = ArraySpec("stat", "rows", np.dtype("<f4"), (256,), "blosc")
+SPEC = ArraySpec("stat", "rows", np.dtype("<f4"), (256,), "blosc", float("nan"), None)
 
 
 def write(folder, rows):

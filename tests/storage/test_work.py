@@ -222,12 +222,92 @@ def test_another_cache_or_nothing_is_not_taken_back(tmp_path, description):
         assert len(work.missing()) == len(description.shard_ids())
 
 
-def test_shards_in_the_work_folder_are_not_given_up_for_a_cache_at_the_destination(tmp_path, description):
-    build_cache(tmp_path, description)
+def test_shards_in_the_work_folder_and_those_of_a_cache_at_the_destination_complete_each_other(tmp_path, description):
+    digest = CacheReader(build_cache(tmp_path, description)).root_digest
     with CacheWork.open(tmp_path / "work", description) as work:
         publish(work, SHARD)
-        assert not work.take_back(tmp_path / "current")
-        assert SHARD not in work.missing()
+    flip_a_bit(tmp_path / "current" / "shards" / f"{SHARD}.zarr" / "zarr.json", 1)
+    with CacheWork.open(tmp_path / "work", description) as work:
+        assert work.take_back(tmp_path / "current")
+        assert work.missing() == []
+        add_files(work, tmp_path)
+        assert work.finish(tmp_path / "current") == digest
+
+
+def test_a_shard_whose_manifest_was_changed_with_it_is_known_by_what_the_root_manifest_said(tmp_path, description):
+    digest = CacheReader(build_cache(tmp_path, description)).root_digest
+    file = tmp_path / "current" / "manifest" / f"{SHARD}.json"
+    file.write_bytes(file.read_bytes().replace(b'"1.0":0.9', b'"1.0":0.8'))
+    with CacheWork.open(tmp_path / "work", description) as work:
+        assert work.take_back(tmp_path / "current")
+    with CacheWork.open(tmp_path / "work", description) as work:  # also after a kill
+        reported = {}
+        assert work.missing(reported.__setitem__) == [SHARD]
+        assert "is not the one that manifest.json vouched for" in reported[SHARD]
+        publish(work, SHARD)
+        assert work.finish(tmp_path / "current") == digest
+
+
+def test_a_whole_shard_of_another_cache_is_computed_again(tmp_path, work):
+    other = build_cache(tmp_path / "other", make_description(shards=2, seed=1))
+    for name in (f"shards/{SHARD}.zarr", f"manifest/{SHARD}.json"):
+        shutil.rmtree(work.folder / name) if name.startswith("shards") else (work.folder / name).unlink()
+        (other / name).rename(work.folder / name)
+    reported = {}
+    assert work.missing(reported.__setitem__) == [SHARD]
+    assert "is of another shard or another cache" in reported[SHARD]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda cache: flip_a_bit(cache / "cache.json", 30), id="no JSON"),
+        pytest.param(
+            lambda cache: replace(cache / "cache.json", b'"format_version":1', b'"format_version":3'), id="version"
+        ),
+        pytest.param(lambda cache: (cache / "cache.json").unlink(), id="gone"),
+        pytest.param(
+            lambda cache: [flip_a_bit(cache / name, 30) for name in ("cache.json", "manifest.json")], id="with manifest"
+        ),
+    ],
+)
+def test_a_cache_with_a_damaged_description_is_known_by_its_manifest_or_its_shards(tmp_path, description, damage):
+    digest = CacheReader(build_cache(tmp_path, description)).root_digest
+    damage(tmp_path / "current")
+    with CacheWork.open(tmp_path / "work", description) as work:
+        assert work.take_back(tmp_path / "current")
+        assert work.missing() == []
+        assert work.finish(tmp_path / "current") == digest
+
+
+def test_a_cache_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, description):
+    cache = build_cache(tmp_path, description)
+    for file in (cache / "cache.json", cache / "manifest.json", *cache.glob("shards/*/zarr.json")):
+        replace(file, b'"format_version":1', b'"format_version":2')
+        replace(file, b'"format_version": 1', b'"format_version": 2')
+    with CacheWork.open(tmp_path / "work", description) as work:
+        assert not work.take_back(cache)
+
+
+def test_what_is_no_part_of_the_cache_is_moved_aside_when_it_is_finished(tmp_path, work):
+    for name in (
+        "notes.txt",
+        "shards/train-v0-000009.zarr/zarr.json",
+        "manifest/train-v0-000009.json",
+        "more/of/it.txt",
+    ):
+        (work.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (work.folder / name).write_text("a stranger")
+    work.finish(tmp_path / "current")
+    aside = tmp_path / "work" / f"{work.description.fingerprint}.aside"
+    assert (aside / "more/of/it.txt").read_text() == (aside / "notes.txt").read_text() == "a stranger"
+    assert {path.name for path in (tmp_path / "current").iterdir()} == {
+        "cache.json", "head.json", "head.safetensors", "manifest", "manifest.json", "shards", "tokenizer",
+    }  # fmt: skip
+
+
+def replace(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
 
 
 def test_an_empty_destination_is_used_and_a_foreign_one_is_refused(tmp_path, work):

@@ -1,0 +1,125 @@
+"""`pipeline cache ...`: look at a cache, verify it, make it whole again, copy it. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cache_transfer import pull, push
+from pipeline.stage_command import OPTIONS, stage_command
+
+if TYPE_CHECKING:
+    from stages.config import Config
+    from stages.context import Context
+
+
+@click.group()
+def cache() -> None:
+    """Look at a cache, verify it, make it whole again.
+
+    info and verify need nothing but the cache; repair needs the teacher and the tokens that it was made from. push and pull
+    copy a cache to a remote root and back.
+    """
+
+
+def _on_a_folder(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of a command that needs a cache and no parameters."""
+    project, _, _, debug = OPTIONS  # the other two are about params.yaml
+    json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else.")
+    folder = click.argument(
+        "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[CACHE]"
+    )
+    for decorate in (debug, json, project, folder):
+        command = decorate(command)
+    return command
+
+
+@cache.command()
+@_on_a_folder
+def info(folder: Path | None, project: Path, as_json: bool, debug: bool) -> None:
+    """Say what a cache holds.
+
+    CACHE is its folder; without it cache/current of the project. Parameters, shards, tokens, positions, bytes per position
+    by array, how much the cached ids hold and how sure the teacher was. Only manifests are read.
+    """
+    from pipeline import cache_info
+
+    _run(
+        project, debug=debug, body=lambda context: cache_info.show(folder or context.artefacts.cache, context, as_json)
+    )
+
+
+@cache.command()
+@_on_a_folder
+@click.option("--deep", is_flag=True, help="Also decode every shard: checksums of all chunks, ranges, alignment.")
+@click.option(
+    "--against-teacher",
+    "sequences",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also run N sequences of the cache through models/teacher and compare.",
+)
+@click.option("--device", default="auto", show_default=True, help="Where the teacher runs: auto, cpu, cuda, cuda:1.")
+def verify(
+    folder: Path | None, project: Path, as_json: bool, debug: bool, deep: bool, sequences: int | None, device: str
+) -> None:
+    """Find out whether a cache is whole.
+
+    CACHE is its folder; without it cache/current of the project. Everything that is wrong is listed, with its file and
+    shard. Exit code 0 only for a good cache.
+    """
+    from pipeline import cache_verify
+
+    def body(context: Context) -> None:
+        cache_verify.verify(
+            folder or context.artefacts.cache, context, deep=deep, sequences=sequences, device=device, as_json=as_json
+        )
+
+    _run(project, debug=debug, body=body)
+
+
+@cache.command()
+@click.option(
+    "--inexact",
+    is_flag=True,
+    help="Repair although device or versions differ from those of the cache: equal up to rounding, another root digest.",
+)
+@stage_command()
+def repair(config: Config, context: Context, inexact: bool) -> None:
+    """Make a damaged cache whole again, bit for bit.
+
+    Finds what is bad or missing in cache/current and computes exactly that once more from models/teacher and data/tokens. The
+    root digest is that of before, and the command says so. No file is changed in place, and no good shard is touched. Killed
+    at any moment, the same command goes on.
+    """
+    from pipeline import cache_repair
+
+    cache_repair.repair(config, context, inexact=inexact)
+
+
+cache.add_command(push)
+cache.add_command(pull)
+
+
+def _run(project: Path, *, debug: bool, body: Callable[[Context], None]) -> None:
+    """What `execute` does, without params.yaml."""
+    from pipeline.environment import available_cores, quiet_libraries
+    from pipeline.failures import reported
+    from pipeline.progress import make_reporter
+    from pipeline.stop import StopRequest
+    from stages.context import Artefacts, Context
+
+    with StopRequest() as stop, reported(stop, debug=debug):
+        quiet_libraries(debug=debug)
+        with make_reporter(f"cache {click.get_current_context().info_name}") as progress:
+            body(
+                Context(
+                    artefacts=Artefacts(project=project),
+                    threads=available_cores(),
+                    should_stop=stop.requested,
+                    progress=progress,
+                )
+            )

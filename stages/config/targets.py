@@ -1,0 +1,85 @@
+"""Whether a cache of these parameters holds what a training with these parameters reads."""
+
+from __future__ import annotations
+
+from stages.config.base import require
+from stages.config.cache import CacheConfig
+from stages.config.training import TrainConfig
+
+
+def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
+    """Refuse losses whose targets are not cached. Raises `ConfigError`, naming the key of `train` and the reason."""
+    if cache.train_hidden == "none":
+        require(
+            train.weights.cos == 0,
+            "train.weights.cos",
+            train.weights.cos,
+            "0, as cache.hidden is none: no hidden state is cached",
+        )
+    if train.weights.kd == 0:
+        return
+    if train.kd_source == "hidden":
+        instead = [
+            name for name, cached in (("top_k", cache.train_logits != "none"), ("draws", _all_drawn(cache))) if cached
+        ]
+        require(
+            cache.train_hidden != "none",
+            "train.kd_source",
+            "hidden",
+            f"{' or '.join(instead)}, as cache.hidden is none: no hidden state is cached",
+        )
+    if train.kd_source == "top_k":
+        require(
+            cache.train_logits != "none",
+            "train.kd_source",
+            "top_k",
+            f"{'hidden' if cache.train_hidden != 'none' else 'draws'}, as cache.logits is none: no logits are cached",
+        )
+        declared = cache.declared_temperatures
+        require(
+            train.temperature in declared,
+            "train.temperature",
+            train.temperature,
+            f"one of cache.temperatures ({', '.join(map(str, declared))}), as train.kd_source is top_k",
+        )
+    if train.reads_draws:
+        _check_draws(train, cache)
+
+
+def check_teacher_layers(train: TrainConfig, cache: CacheConfig, teacher_layers: int) -> None:
+    """Refuse cached layers that the teacher does not have, and a loss that reads a last layer that is not cached."""
+    layers = cache.hidden_layers
+    if layers is None:
+        return
+    blocks = f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks"
+    require(layers[-1] <= teacher_layers, "cache.hidden_layers", list(layers), blocks)
+    reads_last = train.weights.cos > 0 or (train.weights.kd > 0 and train.kd_source == "hidden")
+    require(
+        layers[-1] == teacher_layers or not reads_last,
+        "cache.hidden_layers",
+        list(layers),
+        f"a list that ends in {teacher_layers}, the teacher's last layer, which train.kd_source: hidden and the cosine loss read",
+    )
+
+
+def _all_drawn(cache: CacheConfig) -> bool:
+    return cache.train_draws > 0 and cache.rungs["draw_from"] == "all"
+
+
+def _check_draws(train: TrainConfig, cache: CacheConfig) -> None:
+    key = "train.kd_source" if train.kd_source == "draws" else "train.tail"
+    drawn_from = "all" if train.kd_source == "draws" else "tail"
+    found = cache.rungs["draw_from"] if cache.train_draws else "nothing"
+    require(
+        found == drawn_from,
+        key,
+        "draws",
+        f"another value, or cache.draws above 0 with cache.draw_from {drawn_from} (now there are draws from {found})",
+    )
+    temperature = cache.rungs["draw_temperature"]
+    require(
+        train.temperature == temperature,
+        "train.temperature",
+        train.temperature,
+        f"{temperature}, as {key} is draws and cache.draw_temperature is {temperature}",
+    )

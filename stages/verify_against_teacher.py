@@ -1,0 +1,261 @@
+"""Whether a cache says what its teacher says: some sequences through the teacher once more, beside what is stored.
+
+The two are never equal to the last bit, so each figure has a limit that is worked out from two causes, not guessed:
+
+- *The codec.* What it costs is measured on the spot: the teacher's present hidden states are encoded and decoded with the
+  cache's own codec and go through the cache's own head. For logits its bound is known (FORMAT.md, section 4).
+- *Rounding.* The teacher runs here in batches of another shape, perhaps on another device: `ROUNDING` says how far its
+  logits may move for that, relative to 1 + max |z|; call a row's share of it `b`.
+
+How the two make limits. KL between softmaxes whose logits differ by at most b is at most b^2 / 2 (Hoeffding's lemma), also
+over the cached ids alone with b = codec + rounding. Full KL of the codec and of rounding add up as their square roots do
+(near zero KL is a squared distance), and so does 1 - cos, rounding turning a vector by about its relative size. logsumexp
+moves by no more than b. The best id may change where it is ahead by less than 2 b, and where the codec alone changes it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, to_batch
+from stages.context import Context
+from stages.errors import InputError
+from stages.heads import Head, row_chunks
+from stages.models import encoder_hidden, load_masked_lm, require_model, weights_digest
+from storage import CacheDescription, CacheReader, ShardId, Split, decode_hidden, encode_hidden
+
+ROUNDING = {
+    "float32": (256 * 2.0**-24, 4096 * 2.0**-24),
+    "float16": (8 * 2.0**-11, 32 * 2.0**-11),
+    "bfloat16": (8 * 2.0**-8, 32 * 2.0**-8),
+}
+"""Relative movement of logits by the precision of the teacher's pass: with the same device, torch and threads, and with others.
+
+In units of the precision's rounding. float32 sums over thousands of terms round in each of them, so that many units come
+together; the half precisions add up in float32 and round results only. Another device adds up in another order everywhere.
+"""
+HARDWARE = ("device", "torch", "threads")
+"""The fields of `computed_with` that decide which of the two it is."""
+_BATCH = 16
+"""Sequences that go through the teacher together."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One figure of one split, beside the limit that it must keep to."""
+
+    split: Split
+    name: str
+    found: float
+    limit: float
+    at_least: bool = False
+    """The limit is a lower one."""
+
+    @property
+    def within(self) -> bool:
+        return self.found >= self.limit if self.at_least else self.found <= self.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What a comparison found."""
+
+    sequences: int
+    positions: int
+    same_hardware: bool
+    """Device, torch and threads are those that the cache was computed with."""
+    measured: tuple[Measured, ...]
+
+    @property
+    def within(self) -> bool:
+        """Whether every figure keeps to its limit."""
+        return all(figure.within for figure in self.measured)
+
+
+def compare_with_teacher(
+    reader: CacheReader, context: Context, sequences: int, computed_with: Mapping[ShardId, Mapping[str, Any]]
+) -> Agreement:
+    """Run `sequences` sequences of the cache, spread evenly over its shards, through the teacher and compare.
+
+    `computed_with` is what the manifests of the shards say. Raises `InputError` where models/teacher is missing or is not
+    the teacher that the cache was made with, `CorruptError` where a shard cannot be read.
+    """
+    description = reader.description
+    folder = context.artefacts.teacher
+    require_model(folder, "the teacher of the cache", "dvc pull models/teacher")
+    found, expected = weights_digest(folder), description.content.get("teacher")
+    if found != expected:
+        raise InputError(
+            f"{folder} is not the teacher of this cache: content.teacher is {str(expected)[:12]}... in the cache and "
+            f"{found[:12]}... there; fetch the right one with `dvc pull models/teacher` or `git checkout` of the cache's commit"
+        )
+    made = description.spec["cache"]
+    teacher = load_masked_lm(
+        folder, attention=made["attention"], dtype=_DTYPES[made["precision"]], device=context.device
+    )
+    chosen = spread(description, sequences)
+    same = all(_same_hardware(computed_with.get(shard, {}), context) for shard in chosen)
+    sums: dict[Split, _Sums] = {}
+    context.progress.begin("compare with the teacher", sum(map(len, chosen.values())), "sequences")
+    with torch.inference_mode():
+        heads = Head.of(teacher), Head.load(reader.folder).to(context.device)
+        exact = Head(heads[0].steps, {name: tensor.float() for name, tensor in heads[0].tensors.items()})
+        for shard, places in chosen.items():
+            comparison = _Comparison(
+                decoder_for(description, shard.split),
+                exact,
+                heads[1],
+                ROUNDING[made["precision"]][0 if same else 1],
+                last_layer=description.teacher_config["num_hidden_layers"],
+            )
+            arrays = reader.load(shard)
+            for begin in range(0, len(places), _BATCH):
+                context.stop_if_asked("nothing was changed")
+                rows = arrays.select(np.asarray(places[begin : begin + _BATCH]))
+                wanted = Wanted(hidden=comparison.has_hidden, logits=True)
+                batch = {
+                    name: tensor.to(context.device)
+                    for name, tensor in to_batch(rows, pad_id=description.pad_id, wanted=wanted).items()
+                }
+                states = encoder_hidden(teacher, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)
+                comparison.add(sums.setdefault(shard.split, _Sums()), states[batch["row_index"]].float(), batch)
+                context.progress.advance(rows.sequence_ids.size, shard=str(shard))
+    return Agreement(
+        sequences=sum(map(len, chosen.values())),
+        positions=int(sum(part.total["rows"] for part in sums.values())),
+        same_hardware=same,
+        measured=tuple(figure for split, part in sums.items() for figure in part.figures(split)),
+    )
+
+
+def spread(description: CacheDescription, sequences: int) -> dict[ShardId, list[int]]:
+    """Which sequences (index within the shard) of each shard: a fixed choice, evenly over all splits and variants."""
+    shards = description.shard_ids()
+    ends = np.cumsum([description.span(shard)[1] for shard in shards])
+    count = min(sequences, int(ends[-1]))
+    chosen: dict[ShardId, list[int]] = {}
+    for place in (np.arange(count) * 2 + 1) * int(ends[-1]) // (2 * count):
+        number = int(np.searchsorted(ends, place, side="right"))
+        chosen.setdefault(shards[number], []).append(int(place - (ends[number - 1] if number else 0)))
+    return chosen
+
+
+def _same_hardware(computed_with: Mapping[str, Any], context: Context) -> bool:
+    return {name: computed_with.get(name) for name in HARDWARE} == hardware(context)
+
+
+def hardware(context: Context) -> dict[str, str | int]:
+    """The fields of `computed_with` that depend on where a process runs, as they are here."""
+    here = torch.device(context.device).type, torch.__version__.split("+")[0], context.threads
+    return dict(zip(HARDWARE, here, strict=True))
+
+
+class _Sums:
+    """Of the positions of one split: sums of what is averaged, and the largest of what is bounded for each row."""
+
+    def __init__(self) -> None:
+        self.total: defaultdict[str, float] = defaultdict(float)
+        self.largest: defaultdict[str, float] = defaultdict(float)
+
+    def figures(self, split: Split) -> Iterator[Measured]:
+        rows = max(1.0, self.total["rows"])
+        mean = {name: value / rows for name, value in self.total.items()}
+        if "kl" in mean:
+            yield Measured(split=split, name="KL through the head, nats", found=mean["kl"],
+                           limit=(mean["kl_codec"] ** 0.5 + mean["kl_rounding"] ** 0.5) ** 2)  # fmt: skip
+            yield Measured(split=split, name="1 - cosine of hidden states", found=mean["turn"],
+                           limit=(mean["turn_codec"] ** 0.5 + mean["turn_rounding"] ** 0.5) ** 2)  # fmt: skip
+        if "kl_top" in mean:
+            yield Measured(
+                split=split, name="KL over the cached ids, nats", found=mean["kl_top"], limit=mean["kl_top_limit"]
+            )
+        if "agree" in mean:
+            yield Measured(split=split, name="top-1 agreement", found=mean["agree"], at_least=True,
+                           limit=max(0.0, mean["agree_codec"] - mean["close"]))  # fmt: skip
+        yield Measured(split=split, name="largest difference of logsumexp, nats", found=self.largest["logsumexp"],
+                       limit=self.largest["rounding"])  # fmt: skip
+
+
+class _Comparison:
+    """Compares rows of one split with the teacher's hidden states for the same tokens."""
+
+    def __init__(
+        self, decoder: TargetDecoder, head: Head, cached_head: Head, rounding: float, *, last_layer: int
+    ) -> None:
+        self._decoder, self._head, self._cached_head, self._rounding = decoder, head, cached_head, rounding
+        layout = decoder.layout
+        self.has_hidden = layout.hidden != "none" and layout.hidden_layers[-1] == last_layer
+
+    def add(self, sums: _Sums, states: Tensor, batch: Batch) -> None:
+        """`states` f4 (R, H): the teacher's last hidden states of the batch's rows, now."""
+        sums.total["rows"] += len(states)
+        cached = coded = None
+        if self.has_hidden:
+            cached, coded = self._decoder.hidden(batch), self._through_codec(states)
+            for name, other in (("turn", cached), ("turn_codec", coded)):
+                sums.total[name] += float(
+                    (1 - F.cosine_similarity(states.double(), other.double(), dim=-1)).clamp_min(0).sum()
+                )
+            sums.total["turn_rounding"] += len(states) * self._rounding**2 / 2
+        for part in row_chunks(len(states), self._head.vocabulary_size):
+            now = self._head.logits(states[part]).double()
+            bound = self._rounding * (1 + now.abs().amax(-1))
+            best, second = now.topk(2).values.unbind(-1)
+            sums.total["close"] += float((best - second <= 2 * bound).sum())
+            self._add_logsumexp(sums, now, bound, batch["stat"][part])
+            if cached is not None and coded is not None:
+                self._add_hidden(sums, now, bound, cached[part], coded[part])
+            if "top_ids" in batch:
+                self._add_top(
+                    sums, now, bound, {name: batch[name][part] for name in batch if name.startswith(("top", "stat"))}
+                )
+
+    def _through_codec(self, states: Tensor) -> Tensor:
+        layout = self._decoder.layout
+        stored = encode_hidden(layout, states[:, None].cpu().numpy())
+        return torch.from_numpy(decode_hidden(layout, stored))[:, 0].to(states.device)
+
+    def _add_logsumexp(self, sums: _Sums, now: Tensor, bound: Tensor, stat: Tensor) -> None:
+        for index, temperature in enumerate(self._decoder.temperatures):
+            difference = ((now / temperature).logsumexp(-1) - stat[:, 1 + 2 * index].double()).abs()
+            sums.largest["logsumexp"] = max(sums.largest["logsumexp"], float(difference.max()))
+        lowest = min(self._decoder.temperatures)
+        sums.largest["rounding"] = max(sums.largest["rounding"], float(bound.max()) / lowest)
+
+    def _add_hidden(self, sums: _Sums, now: Tensor, bound: Tensor, cached: Tensor, coded: Tensor) -> None:
+        log_p = now.log_softmax(-1)
+        agreed = {}
+        for name, states in (("kl", cached), ("kl_codec", coded)):
+            logits = self._cached_head.logits(states).double()
+            sums.total[name] += float((log_p.exp() * (log_p - logits.log_softmax(-1))).sum().clamp_min(0))
+            agreed[name] = float((logits.argmax(-1) == now.argmax(-1)).sum())
+        sums.total["kl_rounding"] += float((bound**2 / 2).sum())
+        if self._decoder.layout.logits == "none":
+            sums.total["agree"] += agreed["kl"]
+            sums.total["agree_codec"] += agreed["kl_codec"]
+
+    def _add_top(self, sums: _Sums, now: Tensor, bound: Tensor, batch: Batch) -> None:
+        ids, logits = batch["top_ids"], self._decoder.logits(batch).double()
+        codec = {
+            "float32": torch.zeros_like(bound),
+            "float16": logits.abs().amax(-1) / 2048,
+            "grid": bound.new_full(bound.shape, self._decoder.layout.grid_step / 2),
+        }[self._decoder.layout.logits]
+        there = now.gather(1, ids)
+        if "top_count" in batch:
+            outside = torch.arange(ids.shape[1], device=ids.device) >= batch["top_count"][:, None]
+            there, logits = (values.masked_fill(outside, -1e9) for values in (there, logits))
+        log_p, log_q = there.log_softmax(-1), logits.log_softmax(-1)
+        sums.total["kl_top"] += float((log_p.exp() * (log_p - log_q)).sum().clamp_min(0))
+        sums.total["kl_top_limit"] += float(((codec + bound) ** 2 / 2).sum())
+        sums.total["agree"] += float((ids[:, 0] == now.argmax(-1)).sum())
+        sums.total["agree_codec"] += len(ids)
