@@ -35,7 +35,7 @@ TORCH ?= 2.13.0
 lock:  ## resolve the ranges of pyproject.toml afresh and pin what comes out
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev,encoder]"
+	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev]"
 	echo "# Every package at its version, written by \`make lock\` from the ranges in pyproject.toml." > build/lock/header
 	build/lock/bin/python $(PIP) freeze --all --exclude pip --exclude teacher-cache \
 	  | sed 's/+[a-z0-9.]*$$//' | cat build/lock/header - > requirements.lock

@@ -99,7 +99,7 @@ def init_student(config: Config, context: Context, names: tuple[str, ...]) -> No
 
 
 @cli.command("train-student")
-@stage_command()
+@stage_command(torchrun=True)
 def train_student(config: Config, context: Context) -> None:
     """Train the student from the cache alone.
 

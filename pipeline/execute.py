@@ -12,6 +12,7 @@ from pipeline.progress import Reporter, make_reporter
 from pipeline.stop import StopRequest
 from stages.config import Config
 from stages.context import Artefacts, Context
+from stages.errors import ConfigError
 
 
 def execute(
@@ -22,6 +23,7 @@ def execute(
     params_file: Path,
     overrides: Iterable[str],
     tensors: bool,
+    torchrun: bool,
     debug: bool,
 ) -> None:
     """Check the parameters and run `body` of the stage `name`.
@@ -32,6 +34,10 @@ def execute(
         config = read_config(params_file, overrides)  # before any library that takes seconds to import
         quiet_libraries(debug=debug)
         ranks = Ranks.from_environment()
+        if ranks.world_size > 1 and not torchrun:
+            raise ConfigError(
+                f"pipeline {name} was started as {ranks.world_size} processes (WORLD_SIZE); it is one process: start it without torchrun"
+            )
         with make_reporter(name, ranks.rank) as progress:
             body(config, _context(config, project, ranks, stop, progress, tensors=tensors))
 

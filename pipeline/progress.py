@@ -145,7 +145,9 @@ class LineReporter:
             self._task.advance(amount, figures, self._clock())
 
     def message(self, text: str) -> None:
-        """Write one line, with the stage's name before it."""
+        """Write one line, with the stage's name before it, below that of a task that is done."""
+        if self._task is not None and self._task.total and self._task.done >= self._task.total:
+            self._finish()
         self._write(f"{self._stage}: {text}")
 
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:

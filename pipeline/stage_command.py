@@ -44,10 +44,11 @@ OPTIONS = (
 )
 
 
-def stage_command(*, tensors: bool = True) -> Callable[[Body[P]], Callable[..., None]]:
+def stage_command(*, tensors: bool = True, torchrun: bool = False) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
-    `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes.
+    `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes. `torchrun=True`
+    is for one that shares its work among the processes of a torchrun launch; the others refuse to be started twice.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -64,6 +65,7 @@ def stage_command(*, tensors: bool = True) -> Callable[[Body[P]], Callable[..., 
                 params_file=project / params_file,
                 overrides=overrides,
                 tensors=tensors,
+                torchrun=torchrun,
                 debug=debug,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -53,8 +54,9 @@ def run(config: Config, context: Context) -> None:
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     description = describe(config, context, tokens)
     if _already_done(description, context):
-        if not artefacts.cache_run.is_file():  # killed between the cache's publication and its report
-            _report(config, context, CacheReader(artefacts.cache).root_digest, 0, time.monotonic() - started)
+        root_digest = CacheReader(artefacts.cache).root_digest
+        if not _reported(context, root_digest):  # killed between the cache's publication and its report
+            _report(config, context, root_digest, 0, time.monotonic() - started)
         return
     teacher = load_masked_lm(
         artefacts.teacher,
@@ -210,6 +212,17 @@ def _computed_with(config: Config, context: Context) -> dict[str, str | int]:
     }
 
 
+def _reported(context: Context, root_digest: str) -> bool:
+    """Whether the figures beside the cache are there and are of this cache."""
+    artefacts = context.artefacts
+    try:
+        figures = json.loads(artefacts.cache_figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = (artefacts.cache_run, artefacts.cache_distributions, artefacts.cache_run.with_name(RESOLVED))
+    return figures.get("root_digest") == root_digest and all(file.is_file() for file in files)
+
+
 def _report(config: Config, context: Context, root_digest: str, computed: int, seconds: float) -> None:
     """Write cache/run.json (what one compares between runs), figures.json, distributions.csv and the parameters."""
     artefacts = context.artefacts
@@ -233,7 +246,7 @@ def _report(config: Config, context: Context, root_digest: str, computed: int, s
     }
     write_json(artefacts.cache_figures, figures)
     write_csv(artefacts.cache_distributions, COLUMNS, train.histograms())
-    write_resolved(artefacts.cache_run.with_name("resolved-config.json"), config, *SECTIONS)
+    write_resolved(artefacts.cache_run.with_name(RESOLVED), config, *SECTIONS)
     write_json(artefacts.cache_run, run_figures)  # last: where it is, the others are
     mass = ", ".join(f"{kept:.3f} at T = {t}" for t, kept in train.retained_mass().items())
     context.progress.summary(
@@ -245,7 +258,7 @@ def _report(config: Config, context: Context, root_digest: str, computed: int, s
             "megabytes": round(size / 1e6, 1),
             "bytes per train position": train.total_bytes_per_position(),
             "retained mass": mass or "no logits kept",
-            "shards computed": f"{computed} of {len(reader.description.shard_ids())}",
-            "seconds": round(seconds, 1),
+            "shards computed": f"{computed} of {len(reader.description.shard_ids())} in this start",
+            "seconds": f"{seconds:.1f} in this start",
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -114,6 +115,8 @@ class DistillationTrainer(Trainer):
         self._folder = folder
         self._parts = torch.zeros(len(PARTS), device=args.device)
         self._parts_since = 0
+        self._started = time.monotonic()
+        self._seconds_before: float | None = None
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """The plan's batches as they come: they are already made for this rank and start at the right step."""
@@ -152,6 +155,10 @@ class DistillationTrainer(Trainer):
             logs.update(zip(PARTS, (parts / steps).tolist(), strict=True))
             self._parts.zero_()
             self._parts_since = self.state.global_step
+        if "loss" in logs:
+            if self._seconds_before is None:  # what the processes before this one took, up to the checkpoint
+                self._seconds_before = seconds_of(self.state.log_history)
+            logs["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 2)
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -231,6 +238,11 @@ def load_weights(student: PreTrainedModel, folder: Path) -> None:
             f"{folder} is no checkpoint of this student: missing {missing}, unknown {result.unexpected_keys}; "
             "remove that folder and run again"
         )
+
+
+def seconds_of(history: list[dict[str, float]]) -> float:
+    """How long the training took up to the last entry of its log, over all processes that had a part in it."""
+    return next((entry["seconds"] for entry in reversed(history) if "seconds" in entry), 0.0)
 
 
 def checkpoint_step(folder: Path) -> int:

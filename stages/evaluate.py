@@ -5,9 +5,10 @@ from __future__ import annotations
 from stages.config import Config
 from stages.context import Context
 from stages.errors import InputError
+from stages.figures import LABELS
 from stages.heads import Head
-from stages.held_out import LABELS, held_out_figures
-from stages.models import count_parameters, folder_bytes, load_masked_lm, require_model
+from stages.held_out import held_out_figures
+from stages.models import DIGEST_SHOWN, count_parameters, folder_bytes, load_masked_lm, require_model, weights_digest
 from stages.outputs import write_json
 from stages.provenance import write_resolved
 from storage import CacheReader
@@ -33,6 +34,7 @@ def run(config: Config, context: Context) -> None:
         **held_out_figures(
             student, reader, config.evaluate.split, batch_size=config.evaluate.batch_size, context=context
         ),
+        "weights": weights_digest(artefacts.student)[:DIGEST_SHOWN],
         "parameters": count_parameters(student),
         "bytes": folder_bytes(artefacts.student),
     }

@@ -18,17 +18,6 @@ from storage import CacheReader, Split
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LABELS = {
-    "kl_masked": "KL, masked",
-    "kl_all": "KL, all",
-    "agreement_masked": "agreement, masked",
-    "agreement_all": "agreement, all",
-    "mlm_loss": "MLM loss",
-    "masked_accuracy": "masked accuracy",
-    "hidden_cosine": "hidden cosine",
-}
-"""The figures that say how good a student is, and what tables call them."""
-
 _SUMS = (
     "rows",
     "masked",

@@ -34,12 +34,13 @@ def model_card(
     model_id: str,
     figures: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    speed: Mapping[str, Any] | None,
+    runs: str,
 ) -> ModelCard:
     """The card of the student that `config` trained from `cache`.
 
-    `model_id` is what `from_pretrained` takes. `figures`, `provenance` and `speed` are the contents of `runs/train.json`,
-    `runs/provenance.json` and `runs/speed-NAME.json`; without the last there is no section on speed.
+    `model_id` is what `from_pretrained` takes, `runs` the folder with the run's figures. `figures` and `provenance` are the
+    contents of `train.json` and `provenance.json` there. No time and no commit is in the card: the same run gives the same
+    bytes, and DVC runs what follows only where the student is another one.
     """
     corpus, teacher, student, description = config.corpus, config.teacher, config.student, cache.description
     distilled = config.train.weights.kd > 0 or config.train.weights.cos > 0
@@ -63,7 +64,8 @@ def model_card(
         distilled=distilled,
         figures=figures,
         provenance=provenance,
-        speed=speed,
+        runs=runs,
+        versions={name: provenance["packages"][name] for name in ("torch", "transformers", "teacher-cache")},
         metrics=[(figure, name) for figure, _, name in METRICS if figure in figures["validation"]],
         teacher=_teacher(teacher),
         teacher_layers=teacher_layers,
@@ -136,7 +138,7 @@ def _teacher(teacher: TeacherConfig) -> str:
     else:
         source = f"the model in the Python package `{load.package}`" if load.package else "a local model"
     if teacher.source == "adapt":
-        return f"{source}, its masked-LM head and encoder adapted to the same corpus"
+        return f"{source}, given a masked-LM head where it had none, and adapted to the same corpus"
     return source
 
 

@@ -66,6 +66,13 @@ def load_encoder(name: str | Path, *, revision: str | None = None, seed: int) ->
         raise InputError(
             f"the weights in {name} lack {len(encoder)} tensors of the encoder ({encoder[0]}, ...); expected a whole encoder"
         )
+    head = {tensor for tensor in model.state_dict() if not tensor.startswith(f"{model.base_model_prefix}.")}
+    head -= set(model.all_tied_weights_keys)  # stored under their other name
+    if missing and not head <= set(missing):
+        raise InputError(
+            f"the weights in {name} lack {len(missing)} tensors of the masked-LM head ({missing[0]}, ...) and have the others; "
+            "expected a whole head, or none"
+        )
     return model, not missing
 
 
@@ -143,10 +150,13 @@ def resolve_source(source: SourceConfig, project: Path) -> tuple[str, str | None
 
 def _package_folder(package: str) -> Path:
     """The folder with the model's files in an installed package, which is not imported."""
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a dotted name whose first part is absent; no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"the Python package {package} (load.package in params.yaml) is not installed; install it with pip"
+            f"the Python package {package} (load.package in params.yaml) is not installed, or is no package with files; install it with pip"
         )
     root = Path(spec.submodule_search_locations[0])
     found = sorted({file.parent for file in root.rglob("*.safetensors") if (file.parent / "config.json").is_file()})
@@ -174,6 +184,10 @@ def encoder_states(
         input_ids=input_ids, attention_mask=attention_mask, **({"output_hidden_states": list(layers)} if layers else {})
     )
     return output.last_hidden_state, {layer: output.hidden_states[layer] for layer in layers}
+
+
+DIGEST_SHOWN = 12
+"""Characters of a digest that stand beside figures: enough to tell models apart."""
 
 
 def weights_digest(folder: Path) -> str:

@@ -15,6 +15,7 @@ from stages.outputs import write_json
 from storage import CacheReader
 
 RESOLVED = "resolved-config.json"
+PROVENANCE = "provenance.json"
 
 PACKAGES = (
     "torch",
@@ -29,6 +30,25 @@ PACKAGES = (
     "teacher-cache",
 )
 """Distributions whose versions can change what a run computes."""
+
+
+def record_provenance(folder: Path, provenance: dict[str, Any], *, trains: bool) -> dict[str, Any]:
+    """Keep in `folder` (a run's checkpoints) where the run comes from, as it was when it started; returns that.
+
+    A run that is only published again, or resumed, does not take over the commit and versions of that moment. Those that
+    trained a part of it (`trains`) stand in `resumed_with`.
+    """
+    file = folder / PROVENANCE
+    if not file.is_file():
+        write_json(file, provenance)
+        return provenance
+    started: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    now = {name: provenance[name] for name in ("commit", "packages")}
+    resumed = started.get("resumed_with", [])
+    if trains and now != {name: (resumed or [started])[-1][name] for name in now}:
+        started["resumed_with"] = [*resumed, now]
+        write_json(file, started)
+    return started
 
 
 def write_resolved(folder_or_file: Path, config: Config, *sections: str) -> None:

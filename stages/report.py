@@ -10,7 +10,7 @@ from stages.report_page.run_files import read_run_files
 
 
 def run(config: Config, context: Context) -> None:
-    """Write `report/`: `index.html`, self-contained, and its plots as PNG and SVG files in `plots/`.
+    """Write `report/`: `index.html`, self-contained, and its plots as files in `plots/` and `vector/`.
 
     The same files of a run give the same bytes. Raises `InputError`, naming the command that makes it, where a file of
     the run is missing or does not fit.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,13 @@ from stages.distiller import (
     checkpoint_step,
     latest_checkpoint,
     load_weights,
+    seconds_of,
     wanted_by,
 )
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
 from stages.models import load_masked_lm, weights_digest
-from stages.provenance import read_resolved
+from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from storage import CacheReader, MismatchError, canonical_json, differing_fields
@@ -80,13 +80,15 @@ def run(config: Config, context: Context) -> None:
 def _train_and_publish(
     config: Config, context: Context, reader: CacheReader, student: PreTrainedModel, run_: _Run
 ) -> None:
-    started = time.monotonic()
     folder = context.artefacts.checkpoints / run_.fingerprint[:16]
     checkpoint = latest_checkpoint(folder)
     first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     if checkpoint is not None:
         context.progress.message(f"resuming from {checkpoint.name} of run {run_.fingerprint[:12]}")
     context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
+    provenance = provenance_of(config, context, reader, run_.fingerprint)
+    if context.rank == 0:
+        provenance = record_provenance(folder, provenance, trains=first_step < run_.steps)
     if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
         load_weights(student, checkpoint)
         history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -98,13 +100,13 @@ def _train_and_publish(
             config,
             context,
             reader,
-            run_fingerprint=run_.fingerprint,
+            provenance=provenance,
             history=history,
             figures={
                 "steps": run_.steps,
                 "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
                 "precision": run_.precision,
-                "seconds": round(time.monotonic() - started, 1),
+                "seconds": round(seconds_of(history), 1),
             },
         )
 
@@ -135,7 +137,28 @@ def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
         )
 
 
+def check(config: Config, context: Context, *, initial_weights: bool = True) -> None:
+    """Refuse now what `run` would refuse before its first step; `initial_weights` says whether they have to be there.
+
+    Raises as `run` does.
+    """
+    reader = CacheReader(context.artefacts.cache)
+    check_cache(config, context, reader)
+    check_cosine_width(config, reader.description.hidden_size)
+    check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
+    if initial_weights:
+        _initial_folder(config, context)
+
+
 def _initial_student(config: Config, context: Context) -> PreTrainedModel:
+    folder = _initial_folder(config, context)
+    # On short sequences a CPU takes a quarter less time for a training step with eager attention; this is not saved.
+    short = context.device == "cpu" and config.tokenize.sequence_tokens <= 128
+    return load_masked_lm(folder, attention="eager" if short else "sdpa")
+
+
+def _initial_folder(config: Config, context: Context) -> Path:
+    """Where the initial weights are, made with the student's parameters."""
     name = config.train.student
     folder = context.artefacts.student_init(name)
     command = f"pipeline init-student {name}"
@@ -153,9 +176,7 @@ def _initial_student(config: Config, context: Context) -> PreTrainedModel:
     )
     if differences:
         raise InputError(f"{folder} was made with other parameters: {'; '.join(differences)}; run: {command}{place}")
-    # On short sequences a CPU takes a quarter less time for a training step with eager attention; this is not saved.
-    short = context.device == "cpu" and config.tokenize.sequence_tokens <= 128
-    return load_masked_lm(folder, attention="eager" if short else "sdpa")
+    return folder
 
 
 def _plan_run(config: Config, context: Context, reader: CacheReader) -> _Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from stages.config import Config
 from stages.context import Context
 from stages.distiller import PARTS
-from stages.errors import InputError, StageError
-from stages.held_out import LABELS, held_out_figures
+from stages.errors import StageError
+from stages.figures import LABELS
+from stages.held_out import held_out_figures
 from stages.model_card import model_card
-from stages.models import count_parameters, load_masked_lm, load_tokenizer
+from stages.models import DIGEST_SHOWN, count_parameters, load_masked_lm, load_tokenizer, weights_digest
 from stages.outputs import whole_folder, write_csv, write_json
-from stages.provenance import provenance_of, write_resolved
+from stages.provenance import write_resolved
 from stages.students import INPUTS
 from storage import CacheReader
 
@@ -31,17 +31,16 @@ def publish(
     context: Context,
     reader: CacheReader,
     *,
-    run_fingerprint: str,
+    provenance: dict[str, Any],
     history: list[dict[str, float]],
     figures: dict[str, Any],
 ) -> None:
     """Write `models/student`, `runs/train.json`, `runs/train.csv` and `runs/provenance.json`.
 
-    `history` is the Trainer's log, `figures` what the run says of itself. Raises `StageError` where the student's figures
-    on the validation split are not finite; nothing is written then.
+    `history` is the Trainer's log, `figures` what the run says of itself, `provenance` where it comes from. Raises
+    `StageError` where the student's figures on the validation split are not finite; nothing is written then.
     """
     artefacts, name = context.artefacts, config.train.student
-    provenance = provenance_of(config, context, reader, run_fingerprint)
     steps = [entry for entry in history if "loss" in entry]
     last = {part: round(steps[-1][part], 5) for part in ("loss", *PARTS)}
     figures = {
@@ -61,9 +60,10 @@ def publish(
             model_id=artefacts.student.relative_to(artefacts.project).as_posix(),
             figures={**figures, "validation": validation},
             provenance=provenance,
-            speed=_read_speed(artefacts.speed(name), name),
+            runs=artefacts.runs.relative_to(artefacts.project).as_posix(),
         )
         card.save(folder / "README.md")
+        figures["weights"] = weights_digest(folder)[:DIGEST_SHOWN]
     write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
     write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
     write_json(artefacts.runs / "provenance.json", provenance)
@@ -96,14 +96,3 @@ def _validate(folder: Path, config: Config, context: Context, reader: CacheReade
                 "lower train.learning_rate and run again"
             )
     return figures
-
-
-def _read_speed(file: Path, student: str) -> dict[str, Any] | None:
-    """What init-student measured; None where only the initial weights were brought here."""
-    if not file.is_file():
-        return None
-    try:
-        speed: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} cannot be read ({error}); run: pipeline init-student {student}") from None
-    return speed

@@ -85,12 +85,11 @@ class Config:
         check_targets(self.train, self.cache)
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
-        for name in self.compare.runs if self.compare else ():
-            self._train_of(name)  # mistyped keys; what contradicts the cache is refused by `of_run`, when it is wanted
 
     def of_run(self, name: str, seed: int) -> Config:
         """The parameters of one run of the comparison: `compare.runs.<name>` over `train`, with this seed.
 
+        Runs are checked here and not with the rest: `-S train.weights.mlm=0` must not be refused for what it makes of one.
         A student of random initial weights is drawn anew for each seed, as `<student>-seed-<seed>`. Raises `ConfigError`
         for an unknown run, and for one that contradicts the rest of the parameters.
         """

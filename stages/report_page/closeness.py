@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from stages.figures import OF_THE_TEACHER
 from stages.report_page.run_files import Record, RunFiles
 from stages.report_page.tables import Cell, Column, Table
 from stages.report_page.units import NO_BREAK, count, duration, number, percent
@@ -68,9 +69,6 @@ MEASURES = (
     ),
 )
 
-_PERFECT = {"kl_masked": 0.0, "kl_all": 0.0, "agreement_masked": 1.0, "agreement_all": 1.0, "hidden_cosine": 1.0}
-"""The teacher against itself."""
-
 COLUMNS = tuple(
     Column(measure.label, measure.unit, "↓ is better" if measure.lower_is_better else "↑ is better")
     for measure in MEASURES
@@ -83,6 +81,7 @@ class Run:
 
     name: str
     trained: bool
+    steps: int
     seconds: list[float]
     values: dict[str, list[float]]
 
@@ -93,6 +92,7 @@ def comparison_runs(comparison: Record) -> list[Run]:
         Run(
             name=row.text("name"),
             trained=bool(row.values.get("trained")),
+            steps=int(row.number("steps")),
             seconds=row.number_list("seconds") if "seconds" in row else [],
             values={
                 measure.key: row.record("values").number_list(measure.key)
@@ -111,7 +111,7 @@ def this_run_table(files: RunFiles) -> Table:
     rows = []
     for split, figures in held_out.items():
         teacher = {
-            **{key: value for key, value in _PERFECT.items() if key in figures},
+            **{key: value for key, value in OF_THE_TEACHER.items() if key in figures},
             "mlm_loss": figures.number("teacher_mlm_loss"),
             "masked_accuracy": figures.number("teacher_masked_accuracy"),
         }
@@ -144,17 +144,24 @@ def comparison_table(comparison: Record, runs: Sequence[Run]) -> Table:
     split = comparison.text("split")
     if "masked_tokens" in comparison:
         split += f" ({count(comparison.number('masked_tokens'))} masked tokens)"
-    caption = (
-        f"All runs of the comparison, on {split}: the mean over {len(seeds)} "
-        f"seed{'s' if len(seeds) != 1 else ''} and, below it, the lowest and the highest. Every student was trained for "
-        f"{count(comparison.number('steps'))} steps."
+    over = (
+        f"the mean over {len(seeds)} seeds and, below it, the lowest and the highest" if len(seeds) > 1 else "one seed"
     )
+    caption = f"All runs of the comparison, on {split}: {over}. {_steps(trained)}"
     return Table(
         name="comparison",
         caption=caption,
         columns=[Column("", "", ""), *COLUMNS, Column("Training", "time", "")],
         rows=rows,
     )
+
+
+def _steps(trained: Sequence[Run]) -> str:
+    """How long the students of the comparison were trained."""
+    steps = {run.steps for run in trained}
+    if len(steps) == 1:
+        return f"Each was trained for {count(steps.pop())} steps."
+    return f"Not all were trained alike: {', '.join(f'{run.name} for {count(run.steps)} steps' for run in trained)}."
 
 
 def _best(measure: Measure, runs: Sequence[Run]) -> float | None:

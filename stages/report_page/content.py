@@ -54,12 +54,18 @@ def headline(files: RunFiles) -> tuple[str, str]:
     teacher, student = (files.speed.record(who).number("parameters") for who in ("teacher", "student"))
     positions = files.cache.record("positions").number("train")
     layers = plural(files.config.student.layers, "layer")
-    summary = (
-        f"The teacher, {_teacher(files)}, ran once over {_corpus(files.config)}. The student “{files.training.text('student')}”, "
-        f"{layers}, then learned from {count(positions)} cached positions in {count(files.training.number('steps'))} steps, "
-        "with no teacher in memory."
+    weights = files.config.train.weights
+    distilled = weights.kd > 0 or weights.cos > 0
+    learned = (
+        "learned from them" if distilled else "was trained on the same masked text alone, by masked language modelling,"
     )
-    return f"{millions(teacher)} parameters distilled into {millions(student)}", summary
+    summary = (
+        f"The teacher, {_teacher(files)}, ran once over {_corpus(files.config)}; {count(positions)} positions were cached. "
+        f"The student “{files.training.text('student')}”, {layers}, then {learned} in {count(files.training.number('steps'))} steps "
+        f"({number(files.training.number('epochs'))} epochs), with no teacher in memory."
+    )
+    verb = "distilled into" if distilled else "beside"
+    return f"{millions(teacher)} parameters {verb} {millions(student)}", summary
 
 
 def tiles(files: RunFiles) -> list[Tile]:
@@ -160,7 +166,7 @@ def cache_facts(files: RunFiles) -> Facts:
         ("Coding", coding),
         (
             "Shards computed",
-            f"{count(files.cache_run.number('shards_computed'))} in {duration(files.cache_run.number('seconds'))}",
+            f"{count(files.cache_run.number('shards_computed'))} in the last start, {duration(files.cache_run.number('seconds'))}",
         ),
         ("Fingerprint", cache.text("fingerprint")),
         ("Root digest", cache.text("root_digest")),

@@ -99,12 +99,17 @@ def logarithmic(panel: Axes, which: Literal["x", "y"], values: Sequence[float]) 
 
 
 def finish(figure: Figure, folder: Path, *, name: str, title: str, caption: str) -> Plot:
-    """Write `name.png` (150 dpi) and `name.svg` on white into `folder`, and make the SVG for the page."""
+    """Write `plots/name.png` (150 dpi) and `vector/name.svg`, on white, into `folder`, and make the SVG for the page.
+
+    `dvc plots show` shows all images of a folder: PNG and SVG of the same plot in one would stand there twice.
+    """
+    png, svg = folder / "plots" / f"{name}.png", folder / "vector" / f"{name}.svg"
+    for file in (png, svg):
+        file.parent.mkdir(exist_ok=True)
     figure.draw_without_rendering()  # the layout, which is the larger part of the work: once for both files
     figure.set_layout_engine("none")
-    svg = folder / f"{name}.svg"
     with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Software": None})
+        figure.savefig(png, dpi=150, metadata={"Software": None})
         figure.savefig(svg, metadata={"Date": None})
     return Plot(name=name, title=title, caption=caption, svg=_for_page(svg.read_text(encoding="utf-8"), name))
 

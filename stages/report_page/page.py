@@ -7,10 +7,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.config import to_plain
 from stages.report_page import closeness, content, plots, tables
 from stages.report_page.drawing import Plot
 from stages.report_page.run_files import RunFiles
 from stages.report_page.tables import Table
+from storage import differing_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,7 @@ class Comparison:
 
 
 def write_page(files: RunFiles, folder: Path) -> None:
-    """Write `index.html`, and `plots/*.png` and `plots/*.svg` beside it, into `folder`."""
-    drawn = folder / "plots"
-    drawn.mkdir()
+    """Write `index.html` into `folder`, and beside it each plot as `plots/*.png` and `vector/*.svg`."""
     here = Path(__file__).parent
     templates = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -43,14 +43,14 @@ def write_page(files: RunFiles, folder: Path) -> None:
         often=often,
         this_run=closeness.this_run_table(files),
         measures=closeness.MEASURES,
-        comparison=_comparison(files, drawn),
-        training_plots=plots.training_plots(files, drawn),
-        teacher_plots=plots.teacher_plots(files, drawn),
+        comparison=_comparison(files, folder),
+        training_plots=plots.training_plots(files, folder),
+        teacher_plots=plots.teacher_plots(files, folder),
         cache_facts=content.cache_facts(files),
         bytes_table=tables.bytes_table(files.cache),
-        bytes_plots=plots.bytes_plot(cache_bytes, drawn),
+        bytes_plots=plots.bytes_plot(cache_bytes, folder),
         distribution_table=tables.distribution_table(files.cache),
-        spread_plots=plots.spread_plots(files.histograms, drawn),
+        spread_plots=plots.spread_plots(files.histograms, folder),
         logits_cached=bool(files.cache_run.record("retained_mass").values),
         speed_table=tables.speed_table(files.speed),
         load=content.LOAD,
@@ -72,7 +72,7 @@ def _warnings(files: RunFiles) -> list[str]:
         )
     commit = files.provenance.values.get("commit")
     if commit is None:
-        found.append("The run was made outside of a git repository: its code cannot be named.")
+        found.append("No git commit is known of this run: its code cannot be named.")
     elif commit.endswith("(modified)"):
         found.append(
             "Files differed from the git commit when the student was trained: the commit alone does not give its code."
@@ -80,7 +80,7 @@ def _warnings(files: RunFiles) -> list[str]:
     return found
 
 
-def _comparison(files: RunFiles, drawn: Path) -> Comparison | None:
+def _comparison(files: RunFiles, folder: Path) -> Comparison | None:
     if files.comparison is None:
         return None
     runs = closeness.comparison_runs(files.comparison)
@@ -91,6 +91,18 @@ def _comparison(files: RunFiles, drawn: Path) -> Comparison | None:
             f"This comparison was made on another cache ({compared_on[:12]}…) than this run's ({cache[:12]}…): "
             "its figures stand for themselves. Run pipeline compare to make it anew."
         )
+    differences = differing_fields(
+        {"train": to_plain(files.config.train), "student": to_plain(files.config.student)},
+        {name: files.comparison.record(name).values for name in ("train", "student")},
+        found_in="in the comparison",
+    )
+    if differences:
+        notes.append(
+            f"This run's student was trained with other parameters than the comparison's: {'; '.join(differences)}. "
+            "Run pipeline compare to make it anew."
+        )
     return Comparison(
-        table=closeness.comparison_table(files.comparison, runs), plots=plots.comparison_plots(runs, drawn), notes=notes
+        table=closeness.comparison_table(files.comparison, runs),
+        plots=plots.comparison_plots(runs, folder),
+        notes=notes,
     )

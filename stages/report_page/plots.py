@@ -71,10 +71,12 @@ def _dots(
 
 def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
     """Loss, its parts and the learning rate of the student, over steps; a part of weight 0 is no part and is not drawn."""
-    weights, temperature = run.config.train.weights, run.config.train.temperature
+    train = run.config.train
+    weights, temperature = train.weights, train.temperature
     terms = ((weights.kd, "T² kd"), (weights.mlm, "mlm"), (weights.cos, "cos"))
     formula = " + ".join(f"{weight:g}{NO_BREAK}{term}" for weight, term in terms if weight)
     formula += f" with T{NO_BREAK}={NO_BREAK}{temperature:g}" if weights.kd else ""
+    over = " over its cached ids and one bucket for the rest" if train.kd_source == "top_k" else ""
     panels = [
         ("loss", "Student: loss", "loss (weighted sum)", f"What is minimised: {formula}."),
     ]
@@ -84,7 +86,7 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
                 "kd",
                 "Student: KL to the teacher (kd)",
                 f"nats, at T = {temperature:g}",
-                f"Distance from the teacher's distribution at temperature {temperature:g}, without its weight.",
+                f"Distance from the teacher's distribution{over} at temperature {temperature:g}, without its weight.",
             )
         )
     if weights.mlm:
@@ -102,7 +104,7 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
                 "cos",
                 "Student: hidden states (cos)",
                 "1 − cosine",
-                "Angle between the last hidden states of student and teacher, without its weight; 0 is the same direction.",
+                "One minus the cosine between the last hidden states of student and teacher, without its weight; 0: one direction.",
             )
         )
     curves = [
@@ -112,10 +114,10 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
             run.training_curves, column, folder, name=f"student-{column}", title=title, unit=unit, caption=caption
         )
     ]
-    return [*curves, *_learning_rate(run.training_curves, run.config.train.learning_rate, folder)]
+    return [*curves, *_learning_rate(run.training_curves, train.learning_rate, train.warmup_steps, folder)]
 
 
-def _learning_rate(curves: Curves, peak: float, folder: Path) -> Iterator[Plot]:
+def _learning_rate(curves: Curves, peak: float, warmup: int, folder: Path) -> Iterator[Plot]:
     rates, title = curves["learning_rate"], "Student: learning rate"
     if rates:
         with style():
@@ -123,7 +125,8 @@ def _learning_rate(curves: Curves, peak: float, folder: Path) -> Iterator[Plot]:
             panel.plot(curves["step"], rates, color=FIRST)
             panel.set_xlim(0, 1.02 * max(curves["step"]))
             panel.set_ylim(0, 1.08 * max(rates) or 1)
-            caption = f"Warm-up to {peak:g}, then linear decay to 0."
+            start = f"Warm-up to {peak:g}, then linear" if warmup else f"From {peak:g}, linear"
+            caption = f"{start} decay to 0."
             yield finish(figure, folder, name="student-learning-rate", title=title, caption=caption)
 
 

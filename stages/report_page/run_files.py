@@ -127,6 +127,12 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         raise InputError(
             f"{training.file} is of student {training.text('student')!r}; expected {student!r} (train.student); run: {train}"
         )
+    evaluation = _read_json(runs / "evaluation.json", "pipeline evaluate")
+    if evaluation.text("weights") != training.text("weights"):
+        raise InputError(
+            f"{evaluation.file} is of another student ({evaluation.text('weights')}) than {training.file} "
+            f"({training.text('weights')}); expected figures of one student; run: {evaluation.command}"
+        )
     provenance = _read_json(runs / "provenance.json", train)
     comparison = artefacts.comparison
     return RunFiles(
@@ -142,7 +148,7 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         training_curves=_read_curves(
             runs / "train.csv", train, ("step", "loss", "kd", "mlm", "cos", "learning_rate", "grad_norm")
         ),
-        evaluation=_read_json(runs / "evaluation.json", "pipeline evaluate"),
+        evaluation=evaluation,
         comparison=_read_json(comparison, "pipeline compare") if comparison.is_file() else None,
     )
 
@@ -203,7 +209,9 @@ def _read(file: Path, command: str, parse: Callable[[str], T]) -> T:
     try:
         return parse(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{file} is missing; the report is made of it; run: {command}") from None
+        raise InputError(
+            f"{file} is missing; the report is made of it; bring it from where it was made, or run: {command}"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); run: {command}") from error
 

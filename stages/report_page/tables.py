@@ -50,6 +50,7 @@ _ARRAYS = {
     "top_gap": "their logits, on a grid below the largest",
     "hidden": "last hidden state of the teacher",
     "hidden_scale": "scales of the quantised hidden state",
+    "metadata": "Zarr's own description of the arrays",
 }
 
 
@@ -89,7 +90,7 @@ def distribution_table(cache: Record) -> Table:
     return Table(
         name="cache-distributions",
         caption="The teacher's predictions on the train split: means over masked tokens and over the others.",
-        columns=[Column(""), Column("Masked", sizes[0]), Column("Not masked", sizes[1]), Column("All positions")],
+        columns=[Column(""), Column("Masked", sizes[0]), Column("Not masked", sizes[1]), Column("All cached")],
         rows=rows,
     )
 

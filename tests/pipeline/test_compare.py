@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.compare import Row, compare, markdown, slug
+from pipeline.compare import compare, slug
+from pipeline.comparison_table import Row, markdown
 from stages import cache_teacher, init_student
 from stages.config import ConfigError
 from stages.context import Silent
@@ -59,14 +60,15 @@ def test_every_run_is_trained_for_every_seed_and_stands_beside_teacher_and_untra
     assert rows["teacher"]["values"]["kl_masked"] == [0.0]
     assert all(len(rows[name]["values"]["kl_masked"]) == len(rows[name]["seconds"]) == 2 for name in RUNS)
     assert found["seeds"] == [0, 1]
-    assert found["steps"] == 4
+    assert [rows[name]["steps"] for name in RUNS] == [4, 4, 4]
+    assert all(seconds > 0 for name in RUNS for seconds in rows[name]["seconds"])
     assert found["cache_root_digest"] == CacheReader(cached.artefacts.cache).root_digest
     [(title, columns, cells)] = shown.tables
     assert "test split" in title
     assert [row[0] for row in cells] == list(rows)
     assert all(len(row) == len(columns) for row in cells)
     assert shown.summaries == []
-    assert cached.artefacts.comparison.with_suffix(".md").read_text().count("\n") == 2 + len(rows)
+    assert cached.artefacts.comparison.with_suffix(".md").read_text().count("\n| ") == 2 + len(rows)
 
 
 def test_the_project_s_own_student_is_left_alone(cached):
@@ -94,16 +96,23 @@ def test_a_stopped_comparison_goes_on_where_it_was_and_comes_to_the_same_figures
     resumed = Recorder()
     compare(cached.config, replace(cached.context, progress=resumed))
     assert any("resuming from checkpoint-4" in message for message in resumed.messages)
-    values = [row["values"] for row in result(cached)["rows"]]
+    first = result(cached)
     compare(cached.config, cached.context)
-    assert [row["values"] for row in result(cached)["rows"]] == values
+    assert result(cached) == first  # the times that training took included
 
 
-def test_a_run_with_a_mistyped_parameter_is_refused_when_the_parameters_are_read(cached):
-    with pytest.raises(ConfigError, match=r"compare.runs.wrong: unknown key train.kd_sauce; did you mean kd_source\?"):
-        cached.set(compare={"seeds": [0], "runs": {"wrong": {"kd_sauce": "hidden"}}})
-    with pytest.raises(ConfigError, match=r"compare.runs.wrong: train.student is 'none', which is not in students"):
-        cached.set(compare={"seeds": [0], "runs": {"wrong": {"student": "none"}}})
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kd_sauce": "hidden"}, r"compare.runs.wrong: unknown key train.kd_sauce; did you mean kd_source\?"),
+        ({"student": "none"}, r"compare.runs.wrong: train.student is 'none', which is not in students"),
+    ],
+)
+def test_a_run_with_a_mistyped_parameter_is_refused_before_any_training(cached, changes, message):
+    cached.set(compare={"seeds": [0], "runs": {"wrong": changes}})
+    with pytest.raises(ConfigError, match=message):
+        compare(cached.config, cached.context)
+    assert not (cached.folder / "models" / "comparison").exists()
 
 
 def test_a_run_that_the_cache_cannot_serve_is_refused_before_any_training(cached):
@@ -129,9 +138,45 @@ def test_without_initial_weights_the_command_is_named(make_project):
         compare(project.config, project.context)
 
 
-def test_the_markdown_table_gives_mean_and_half_range():
-    row = Row(name="run", trained=True, values={"kl_masked": [0.1, 0.2], "mlm_loss": [3.0]})
-    assert markdown([row]).splitlines()[-1] == "| run | 0.150 ± 0.050 | - | - | - | 3.000 | - | - |"
+def test_a_later_run_that_cannot_start_is_refused_before_the_first_one_trains(cached):
+    cached.set(
+        students={"wide": {**RANDOM, "initialise": "teacher"}},
+        compare={"seeds": [0], "runs": {"z": {"student": "wide"}}},
+    )
+    with pytest.raises(InputError, match="run: pipeline init-student wide"):
+        compare(cached.config, cached.context)
+    assert not (cached.folder / "models" / "comparison").exists()
+
+
+def test_initial_weights_left_from_other_parameters_are_refused(cached):
+    cached.set(students={"half": {"dropout": 0.5}})
+    with pytest.raises(InputError, match=r"students.half.dropout: 0.5.*run: pipeline init-student half"):
+        compare(cached.config, cached.context)
+
+
+@pytest.mark.parametrize("name", ["学生", "teacher", "student before training", "Before training"])
+def test_a_name_that_gives_no_folder_or_is_taken_is_refused(cached, name):
+    cached.set(compare={"seeds": [0], "runs": {name: {}}})
+    with pytest.raises(ConfigError, match="allowed: names with Latin letters or digits"):
+        compare(cached.config, cached.context)
+
+
+def test_a_run_published_again_keeps_the_commit_and_the_time_of_its_training(cached):
+    first = replace(cached.context, commit="aaa")
+    compare(cached.config, first)
+    file = cached.artefacts.of_run("through-the-head-0").runs / "provenance.json"
+    trained = file.read_text()
+    assert json.loads(trained)["commit"] == "aaa"
+    compare(cached.config, replace(cached.context, commit="bbb"))
+    assert file.read_text() == trained
+
+
+def test_the_markdown_table_gives_mean_and_half_range_and_says_so():
+    row = Row(name="a|b", trained=True, values={"kl_masked": [0.1, 0.2], "kl_all": [9e-5], "mlm_loss": [3.0]})
+    text = markdown("test split", [row])
+    assert "| a\\|b | 0.150 ± 0.050 | 9.0e-05 | - | - | 3.000 | - | - |\n" in text
+    assert text.startswith("test split\n")
+    assert "Mean over the seeds ± half the distance" in text
 
 
 def test_a_name_becomes_a_folder():

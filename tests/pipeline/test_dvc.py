@@ -41,7 +41,9 @@ def test_metrics_plots_and_parameters_are_known_to_dvc(repository):
     shown = repository.dvc("metrics", "show").stdout
     for name in ("kl_masked", "mlm_loss", "bytes_per_train_position", "ratio.cpu.latency"):
         assert name in shown
-    assert "runs/train.csv" in repository.dvc("plots", "show", "--json").stdout
+    plots = repository.dvc("plots", "show", "--json").stdout
+    assert "runs/train.csv" in plots
+    assert "report/plots/student-loss.png" in plots
 
 
 def test_a_changed_training_parameter_runs_training_and_what_follows_only(repository):

@@ -35,7 +35,7 @@ def run_body(tmp_path, body, *signals, debug=False):
 
         folder = Path(sys.argv[1])
         execute(body, name="stage", project=folder, params_file=folder / "params.yaml", overrides=(), tensors=False,
-                debug={})
+                torchrun=False, debug={})
         """).format(textwrap.indent(textwrap.dedent(body), "    "), debug),
         encoding="utf-8",
     )
@@ -196,3 +196,14 @@ def test_ranks_come_from_torchrun_and_nonsense_is_refused(tmp_path, monkeypatch)
     done = run_body(tmp_path, report)
     assert done.returncode == 2
     assert "RANK is 'first'; expected a number" in done.stderr
+
+
+def test_a_command_that_is_one_process_refuses_to_be_two(tmp_path):
+    write_project(tmp_path)
+    command = [sys.executable, "-m", "pipeline", "compare", "--project", str(tmp_path)]
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: pipeline compare was started as 2 processes (WORLD_SIZE); it is one process: start it without torchrun\n"
+    )

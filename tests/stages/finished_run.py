@@ -67,6 +67,7 @@ def comparison(**changes: Any) -> dict[str, Any]:
         return {
             "name": name,
             "trained": trained,
+            "steps": 300 if trained else 0,
             "seconds": [80.0, 90.0] if trained else [0.0],
             "values": {key: [value, 1.1 * value] if trained else [value] for key, value in figures.items()},
         }
@@ -74,6 +75,7 @@ def comparison(**changes: Any) -> dict[str, Any]:
     teacher = {
         "name": "teacher",
         "trained": False,
+        "steps": 0,
         "seconds": [0.0],
         "values": {"kl_masked": [0.0], "agreement_masked": [1.0]},
     }
@@ -88,10 +90,9 @@ def comparison(**changes: Any) -> dict[str, Any]:
         "split": "test",
         "masked_tokens": 4662,
         "seeds": [0, 1],
-        "steps": 300,
-        "student": "half",
+        "train": to_plain(load_config(tiny_params()).train),
+        "student": to_plain(load_config(tiny_params()).student),
         "cache_root_digest": DIGEST,
-        "commit": COMMIT,
         "rows": rows,
         **changes,
     }
@@ -153,9 +154,16 @@ def _json_files(overrides: dict[str, Any]) -> dict[str, Any]:
             "last": {"loss": 8.1, "kd": 0.04, "mlm": 3.6, "cos": 0.06},
             "validation": {**HELD_OUT, "kl_masked": 0.18111, "masked_tokens": 2331, "positions": 15567},
             "cache_root_digest": DIGEST,
+            "weights": "03e51f2a9c01",
             "seconds": 87.8,
         },
-        "runs/evaluation.json": {"split": "test", **HELD_OUT, "parameters": 2715392, "bytes": 10866272},
+        "runs/evaluation.json": {
+            "split": "test",
+            **HELD_OUT,
+            "weights": "03e51f2a9c01",
+            "parameters": 2715392,
+            "bytes": 10866272,
+        },
     }
 
 

@@ -212,6 +212,20 @@ def test_a_run_killed_before_its_report_reports_at_the_next_start(make_project):
     assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 0
 
 
+@pytest.mark.parametrize("name", ["run.json", "figures.json", "distributions.csv"])
+def test_figures_that_are_missing_or_of_another_cache_are_written_anew(make_project, name):
+    project = make_project()
+    project.run(cache_teacher)
+    beside = project.artefacts.cache.parent
+    figures = json.loads((beside / "figures.json").read_text())
+    (beside / name).unlink()
+    project.run(cache_teacher)
+    assert (beside / name).is_file()
+    (beside / "figures.json").write_text(json.dumps({**figures, "root_digest": "of another"}))
+    project.run(cache_teacher)
+    assert json.loads((beside / "figures.json").read_text()) == figures
+
+
 def test_more_sequences_than_there_are_is_refused(make_project):
     project = make_project(cache={"sequences": {"train": 10**6}})
     with pytest.raises(

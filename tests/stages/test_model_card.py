@@ -56,11 +56,9 @@ def trained(tokenized, tmp_path_factory) -> Project:
 
 @pytest.fixture
 def make_card(trained):
-    """`make_card(without=("hidden_cosine",), speed=None, corpus={...})`: the card of the same run with other parameters."""
+    """`make_card(without=("hidden_cosine",), corpus={...})`: the card of the same run with other parameters."""
 
-    measured = json.loads(trained.artefacts.speed("half").read_text())
-
-    def make(*, without=(), commit=COMMIT, speed=measured, **overrides):
+    def make(*, without=(), **overrides):
         runs = trained.artefacts.runs
         figures, provenance = (json.loads((runs / name).read_text()) for name in ("train.json", "provenance.json"))
         for name in without:
@@ -70,8 +68,8 @@ def make_card(trained):
             CacheReader(trained.artefacts.cache),
             model_id="models/student",
             figures=figures,
-            provenance={**provenance, "commit": commit},
-            speed=speed,
+            provenance=provenance,
+            runs="runs",
         )
 
     return make
@@ -124,7 +122,7 @@ def test_the_card_is_valid_for_every_kind_of_run(make_card, tmp_path, overrides)
 def test_the_published_card_is_the_one_of_the_run(trained, make_card, tmp_path):
     published = ModelCard.load(trained.artefacts.student / "README.md")
     check_valid(published, tmp_path)
-    assert str(published) == str(make_card(commit=None))
+    assert str(published) == str(make_card())
 
 
 def test_every_figure_of_the_run_is_in_header_and_table(trained, make_card):
@@ -170,8 +168,11 @@ def test_a_hub_teacher_and_corpus_are_named_with_their_revisions(make_card):
 @pytest.mark.parametrize(
     ("load", "said"),
     [
-        ({"package": "some_encoder"}, "the model in the Python package `some_encoder`, its masked-LM head"),
-        ({"path": "private/place"}, "a local model, its masked-LM head and encoder adapted"),
+        (
+            {"package": "some_encoder"},
+            "the model in the Python package `some_encoder`, given a masked-LM head where it had none",
+        ),
+        ({"path": "private/place"}, "a local model, given a masked-LM head where it had none, and adapted"),
     ],
 )
 def test_an_adapted_teacher_is_said_to_be_one_and_local_paths_are_kept_private(make_card, load, said):
@@ -197,12 +198,12 @@ def test_the_recipe_says_where_the_teachers_distribution_and_the_initial_weights
     assert "cosine of the last hidden states" not in text
 
 
-def test_size_and_speed_are_left_out_where_they_are_not_known(make_card, tmp_path):
-    assert "## Size and speed" in make_card().text
-    card = make_card(speed=None)
-    check_valid(card, tmp_path)
-    assert "## Size and speed" not in card.text
-    assert "of its teacher's" not in card.text
+def test_commit_and_timings_are_not_in_the_card_but_where_they_are_is(trained, make_card):
+    text = make_card().text
+    assert "`runs/provenance.json`" in text
+    assert "`runs/speed-half.json`" in text
+    assert "git commit |" not in text
+    assert "latency" not in text
 
 
 def test_a_student_trained_without_the_teacher_is_not_called_distilled(make_card, tmp_path):

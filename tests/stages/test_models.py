@@ -155,6 +155,9 @@ def test_a_source_can_be_an_installed_package_which_is_not_imported(carrier, tmp
 def test_a_package_that_is_absent_or_carries_two_models_is_refused(carrier, tmp_path):
     with pytest.raises(InputError, match=r"package not_there \(load.package in params.yaml\) is not installed"):
         resolve_source(SourceConfig(package="not_there"), tmp_path)
+    for name in ("not_there.sub", ".", "json.decoder"):
+        with pytest.raises(InputError, match=r"is not installed, or is no package with files"):
+            resolve_source(SourceConfig(package=name), tmp_path)
     tiny_bert().save_pretrained(carrier / "another")
     with pytest.raises(InputError, match=r"has 2 folders with config.json and \*.safetensors; expected one"):
         resolve_source(SourceConfig(package="carrier_of_bert"), tmp_path)

@@ -166,7 +166,8 @@ def test_provenance_is_complete(plain):
 
 
 @pytest.mark.parametrize(
-    ("commit", "note"), [(f"{COMMIT} (modified)", "Files differed from the git commit"), (None, "outside of a git")]
+    ("commit", "note"),
+    [(f"{COMMIT} (modified)", "Files differed from the git commit"), (None, "No git commit is known")],
 )
 def test_code_that_git_cannot_name_is_pointed_out(finished, commit, note):
     change(finished.runs / "provenance.json", commit=commit)
@@ -203,9 +204,9 @@ def test_plots_of_the_page_take_their_colours_from_it(compared):
 
 
 def test_every_plot_is_a_png_and_an_svg_file_too(compared):
-    files = {path.name for path in (compared.folder / "plots").iterdir()}
-    names = {name for name in compared.ids if f"{name}.png" in files}
-    assert {f"{name}.{kind}" for name in names for kind in ("png", "svg")} == files
+    images, vectors = ({path.stem for path in (compared.folder / name).iterdir()} for name in ("plots", "vector"))
+    names = {name for name in compared.ids if name in images}
+    assert names == images == vectors
     assert {"student-loss", "student-kd", "teacher-loss", "cache-bytes", "cache-entropy-1"} <= names
     assert (compared.folder / "plots" / "student-loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -240,7 +241,7 @@ def test_the_same_run_gives_the_same_bytes(finished):
 )
 def test_a_missing_file_names_the_command_that_makes_it(finished, file, command):
     (finished.project / file).unlink()
-    with pytest.raises(InputError, match=rf"is missing.*; run: {command}$"):
+    with pytest.raises(InputError, match=rf"is missing.*run: {command}$"):
         make_report(finished)
     assert not finished.report.exists()
 
@@ -322,3 +323,29 @@ def test_the_code_on_the_page_loads_a_student_and_fills_a_mask(tokenized, tmp_pa
     with redirect_stdout(printed):
         exec(LOAD, {})
     assert len(printed.getvalue().splitlines()) == 5
+
+
+def test_figures_of_two_students_are_refused(finished):
+    change(finished.runs / "evaluation.json", weights="another")
+    with pytest.raises(InputError, match=r"is of another student \(another\) than .*; run: pipeline evaluate$"):
+        make_report(finished)
+
+
+def test_a_comparison_with_other_parameters_says_which(finished):
+    values = comparison()
+    write_json(finished.comparison, {**values, "train": {**values["train"], "learning_rate": 0.5}})
+    assert "train.learning_rate: 0.001" in make_report(finished).text
+
+
+def test_a_comparison_of_runs_of_different_length_says_how_long_each_was(finished):
+    values = comparison()
+    values["rows"][2]["steps"] = 20
+    write_json(finished.comparison, values)
+    assert "Not all were trained alike: through the head for 20 steps" in make_report(finished).text
+
+
+def test_a_student_that_learned_nothing_of_the_teacher_is_not_called_distilled(tmp_path):
+    artefacts = write_finished_run(tmp_path / "project", train={"weights": {"kd": 0.0, "cos": 0.0}})
+    text = make_report(artefacts).text
+    assert "distilled into" not in text
+    assert "by masked language modelling, in 500 steps" in text

@@ -385,6 +385,16 @@ def test_an_encoder_that_lacks_weights_of_its_own_is_refused(make_project, token
         project.run(teacher)
 
 
+def test_a_part_of_a_head_is_refused_and_not_replaced(make_project, tokens):
+    project = make_project(teacher=ADAPTED)
+    give(project, tiny_bert(vocabulary=tokens.vocabulary_size, hidden=32, layers=2, positions=16))
+    file = project.folder / "given" / "model.safetensors"
+    state = {name: tensor for name, tensor in load_file(file).items() if name != "cls.predictions.bias"}
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 tensors of the masked-LM head .*; expected a whole head, or none"):
+        project.run(teacher)
+
+
 def test_adapting_is_part_of_the_caches_identity_and_the_path_of_the_encoder_is_not(make_project):
     spec = cache_spec(make_project(teacher=ADAPTED).config)
     assert spec["teacher"]["adapt"]["steps"] == 6
