@@ -7,6 +7,7 @@ import pytest
 from pipeline.progress import (
     LINE_SECONDS,
     SIGN_OF_LIFE_SECONDS,
+    LineReporter,
     PlainReporter,
     counted,
     duration,
@@ -202,3 +203,18 @@ def test_one_unit_is_said_in_the_singular(number, text):
 )
 def test_a_rate_is_a_number_above_one(number, seconds, text):
     assert rate(number, "tokens", seconds) == text
+
+
+def test_a_message_comes_below_the_line_of_a_task_that_is_done():
+    lines = []
+    progress = LineReporter("compare", write=lines.append, clock=Clock())
+    progress.begin("evaluate on test", 2, "sequences")
+    progress.advance(1)
+    progress.message("still at it")
+    progress.advance(1)
+    progress.message("the next run")
+    assert [line.removeprefix("compare: ").split(":")[0] for line in lines] == [
+        "still at it",
+        "evaluate on test",
+        "the next run",
+    ]
