@@ -88,10 +88,10 @@ def test_lines_of_one_task_never_come_closer_than_the_interval(plain, lines, clo
 
 def test_a_new_task_closes_the_one_before_and_messages_carry_the_stage(plain, lines):
     plain.begin("read", 2, "files")
-    plain.advance(2)
+    plain.advance(1)
     plain.message("one file is large")
     plain.begin("write", 2, "files")
-    assert lines == ["cache-teacher: one file is large", "cache-teacher: read: 2 files in 0.0 s"]
+    assert lines == ["cache-teacher: one file is large", "cache-teacher: read: 1 file in 0.0 s"]
 
 
 def test_a_task_cut_short_by_an_error_is_not_reported_as_done(plain, lines):
