@@ -148,7 +148,7 @@ class LineReporter:
         """Write one line, with the stage's name before it, below that of a task that is done."""
         if self._task is not None and self._task.total and self._task.done >= self._task.total:
             self._finish()
-        self._write(f"{self._stage}: {text}")
+        self._line(text)
 
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
         """Print names and values to stdout."""
@@ -167,8 +167,11 @@ class LineReporter:
     def _finish(self) -> None:
         if self._task is not None:
             width = None if self.width is None else self.width - len(f"{self._stage}: ")
-            self.message(self._task.finished(self._clock(), width))
+            self._line(self._task.finished(self._clock(), width))
             self._task = None
+
+    def _line(self, text: str) -> None:
+        self._write(f"{self._stage}: {text}")
 
 
 class PlainReporter(LineReporter):
@@ -191,7 +194,7 @@ class PlainReporter(LineReporter):
         waited, moved = now - self._line_at, self._task.done - self._line_done
         if waited >= SIGN_OF_LIFE_SECONDS or (waited >= LINE_SECONDS and total and moved >= total / 10):
             self._line_at, self._line_done = now, self._task.done
-            self.message(self._task.running(now))
+            self._line(self._task.running(now))
 
 
 def show(value: Figure) -> str:

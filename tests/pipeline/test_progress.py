@@ -7,6 +7,7 @@ import pytest
 from pipeline.progress import (
     LINE_SECONDS,
     SIGN_OF_LIFE_SECONDS,
+    LineReporter,
     PlainReporter,
     counted,
     duration,
@@ -87,10 +88,10 @@ def test_lines_of_one_task_never_come_closer_than_the_interval(plain, lines, clo
 
 def test_a_new_task_closes_the_one_before_and_messages_carry_the_stage(plain, lines):
     plain.begin("read", 2, "files")
-    plain.advance(2)
+    plain.advance(1)
     plain.message("one file is large")
     plain.begin("write", 2, "files")
-    assert lines == ["cache-teacher: one file is large", "cache-teacher: read: 2 files in 0.0 s"]
+    assert lines == ["cache-teacher: one file is large", "cache-teacher: read: 1 file in 0.0 s"]
 
 
 def test_a_task_cut_short_by_an_error_is_not_reported_as_done(plain, lines):
@@ -202,3 +203,18 @@ def test_one_unit_is_said_in_the_singular(number, text):
 )
 def test_a_rate_is_a_number_above_one(number, seconds, text):
     assert rate(number, "tokens", seconds) == text
+
+
+def test_a_message_comes_below_the_line_of_a_task_that_is_done():
+    lines = []
+    progress = LineReporter("compare", write=lines.append, clock=Clock())
+    progress.begin("evaluate on test", 2, "sequences")
+    progress.advance(1)
+    progress.message("still at it")
+    progress.advance(1)
+    progress.message("the next run")
+    assert [line.removeprefix("compare: ").split(":")[0] for line in lines] == [
+        "still at it",
+        "evaluate on test",
+        "the next run",
+    ]
