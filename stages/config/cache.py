@@ -243,3 +243,26 @@ class CacheConfig:
                 "hidden_group": hidden_size if rungs["hidden_group"] == "row" else rungs["hidden_group"],
             },
         )
+
+    def in_words(self) -> tuple[tuple[str, str], ...]:
+        """Names and values of what is kept of each position of the train split, for people."""
+        rungs = self.rungs
+        hidden, logits, positions = str(self.train_hidden), str(self.train_logits), str(self.positions)
+        if hidden == "int8":
+            group = rungs["hidden_group"]
+            hidden += ", one scale per row" if group == "row" else f" in groups of {group}"
+        if logits == "grid":
+            logits = f"on a grid of {rungs['grid_step']:g} nats"
+        if logits != "none" and rungs["selection"] == "threshold":
+            logits += (
+                f", p >= {rungs['threshold']:g} at T = {rungs['threshold_temperature']:g}, at most {self.train_top_k}"
+            )
+        elif logits != "none":
+            logits += f", top {self.train_top_k}"
+        if positions == "sampled":
+            positions = f"masked, and {rungs['position_fraction']:.0%} of the others"
+        words = (("hidden states", hidden), ("logits", logits), ("positions", positions))
+        if not self.train_draws:
+            return words
+        where = "the whole distribution" if rungs["draw_from"] == "all" else "outside the cached ids"
+        return (*words, ("draws", f"{self.train_draws} from {where} at T = {rungs['draw_temperature']:g}"))

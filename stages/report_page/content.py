@@ -155,10 +155,7 @@ def cache_facts(files: RunFiles) -> Facts:
     cache = files.cache
     positions = cache.record("positions")
     config = files.config.cache
-    coding = (
-        f"preset {config.preset}: hidden state {config.train_hidden}, logits {config.train_logits}, "
-        f"k{NO_BREAK}={NO_BREAK}{config.train_top_k}, {config.positions} positions"
-    )
+    coding = f"preset {config.preset}: " + "; ".join(f"{name} {value}" for name, value in config.in_words())
     return [
         ("Cached positions", ", ".join(f"{split} {count(positions.number(split))}" for split in SPLITS)),
         ("Size", f"{data_size(files.cache_run.number('bytes'))} in all"),

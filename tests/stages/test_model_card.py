@@ -193,7 +193,8 @@ def test_the_recipe_says_where_the_teachers_distribution_and_the_initial_weights
     assert "rebuilt from its cached hidden state" in text
     assert "the teacher's embeddings, head and block 0" in text
     text = make_card(**{**WITHOUT_COSINE, "train": {"kd_source": "top_k", "weights": {"cos": 0.0}}}).text
-    assert "its 16 largest cached logits" in text
+    assert "its largest cached logits (see below), the rest of the vocabulary as one bucket" in text
+    assert "| logits | float16, top 16 |" in text
     assert "random, seed 0" in text
     assert "cosine of the last hidden states" not in text
 
