@@ -35,7 +35,7 @@ def run_body(tmp_path, body, *signals, debug=False):
 
         folder = Path(sys.argv[1])
         execute(body, name="stage", project=folder, params_file=folder / "params.yaml", overrides=(), tensors=False,
-                torchrun=False, debug={})
+                torchrun=True, debug={})
         """).format(textwrap.indent(textwrap.dedent(body), "    "), debug),
         encoding="utf-8",
     )
