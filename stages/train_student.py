@@ -64,10 +64,7 @@ def run(config: Config, context: Context) -> None:
     Raises `storage.MismatchError` where the cache was made with other parameters, `InputError` where the student's
     initial weights are missing or of another shape, `Interrupted` after a checkpoint when asked to stop.
     """
-    reader = CacheReader(context.artefacts.cache)
-    check_cache(config, context, reader)
-    check_cosine_width(config, reader.description.hidden_size)
-    check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
+    reader = _fitting_cache(config, context)
     student = _initial_student(config, context)
     run_ = _plan_run(config, context, reader)
     context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -142,12 +139,18 @@ def check(config: Config, context: Context, *, initial_weights: bool = True) -> 
 
     Raises as `run` does.
     """
+    _fitting_cache(config, context)
+    if initial_weights:
+        _initial_folder(config, context)
+
+
+def _fitting_cache(config: Config, context: Context) -> CacheReader:
+    """The cache, which these parameters and the files at hand made and which has what the losses read."""
     reader = CacheReader(context.artefacts.cache)
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
     check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
-    if initial_weights:
-        _initial_folder(config, context)
+    return reader
 
 
 def _initial_student(config: Config, context: Context) -> PreTrainedModel:

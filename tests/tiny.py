@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from stages.config.base import merged
+
 ROOT = Path(__file__).parents[1]
 
 PHRASES = (
@@ -131,7 +133,7 @@ PARAMS: dict[str, Any] = {
 
 def tiny_params(**overrides: Any) -> dict[str, Any]:
     """The parameters, with nested mappings of `overrides` merged in: `tiny_params(train={"steps": 2})`."""
-    return _merged(copy.deepcopy(PARAMS), overrides)
+    return merged(copy.deepcopy(PARAMS), overrides)
 
 
 def tiny_text(lines: int = 240, seed: int = 0) -> str:
@@ -155,11 +157,3 @@ def write_params(folder: Path, **overrides: Any) -> None:
     """(Re)write params.yaml alone."""
     text = yaml.safe_dump(tiny_params(**overrides), sort_keys=False)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
-
-
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
-    return result
