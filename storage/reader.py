@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ class CacheReader:
             allocate=allocate,
             engine=self.engine,
         )
+
+    def prefetch(self, shards: Iterable[ShardId]) -> None:
+        """A hint which shards will be loaded next, nearest first: where they lie here, there is nothing to fetch."""
 
     def _shard_manifest(self, shard: ShardId) -> ShardManifest:
         if shard not in self._shard_manifests:
