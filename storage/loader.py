@@ -84,6 +84,11 @@ class ShardLoader:
             self._arrays[shard] = self._assemble(shard)
         return self._arrays[shard]
 
+    @property
+    def process_id(self) -> int:
+        """Of the process that decodes."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the process and give the memory back. Arrays that are still held keep theirs."""
         self._end()
