@@ -8,12 +8,12 @@ from pathlib import Path
 
 from storage.errors import MismatchError, RemoteError
 from storage.layout import ShardId
+from storage.locking import lock
 from storage.manifest import MANIFEST_FILE, Files, RootManifest, manifest_file
 from storage.reader import read_identity
 from storage.remote.folder import RemoteFolder
 from storage.remote.root import WORKERS, for_each, shard_of
 from storage.verify import verify_cache
-from storage.work import lock
 
 Begun = Callable[[str, int], None]
 Advanced = Callable[[int], None]

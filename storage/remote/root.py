@@ -11,7 +11,7 @@ from typing import TypeVar
 from storage.description import CacheDescription
 from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError, RemoteError
 from storage.layout import ShardId, Split
-from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest, json_file, manifest_file, shard_folder
+from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest, group_file, json_file, manifest_file
 from storage.remote.folder import RemoteFolder
 
 T = TypeVar("T")
@@ -175,8 +175,7 @@ def _contradiction(description: CacheDescription, manifest: RootManifest, cache_
     if manifest.files.get(CACHE_FILE) != FileRecord.of_bytes(cache_file):
         return f"was made for another {CACHE_FILE}"
     for shard in description.shard_ids():
-        group = f"{shard_folder(shard)}/zarr.json"
-        for name in (manifest_file(shard), group):
+        for name in (manifest_file(shard), group_file(shard)):
             if name not in manifest.files:
                 return f"lists no {name}"
     return None
