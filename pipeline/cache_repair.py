@@ -7,7 +7,7 @@ sure that teacher, tokens, parameters and hardware are those of the cache, and a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,19 @@ from stages.models import require_model
 from stages.outputs import write_text
 from stages.sequences import TokenStore
 from stages.verify_against_teacher import hardware
-from storage import CacheDescription, CacheReader, CacheWork, ShardId, canonical_json, differing_fields
+from storage import (
+    SPLITS,
+    CacheDescription,
+    CacheReader,
+    CacheWork,
+    ShardId,
+    Split,
+    canonical_json,
+    differing_fields,
+)
 from storage.errors import CacheError, CorruptError, IncompleteError, MismatchError
 from storage.manifest import CACHE_FILE, manifest_file
-from storage.taken_back import fingerprint_at, root_digest_before
+from storage.taken_back import fingerprint_at, read_root_manifest, root_digest_before
 from storage.verify import CacheCheck
 
 
@@ -48,7 +57,8 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-    description = cache_teacher.describe(config, context, tokens)
+    splits = _splits_at(artefacts.cache)
+    description = cache_teacher.describe(config, context, tokens, splits)
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():
@@ -69,8 +79,17 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
         opened.take_back(artefacts.cache)
         for shard in found.unfit:
             opened.reject(shard)
-    cache_teacher.run(config, context)
+    cache_teacher.run(config, context, splits)
     _compare(context, before, report, inexact=inexact)
+
+
+def _splits_at(folder: Path) -> Collection[Split]:
+    """The splits of the cache in `folder`: one that was pulled with some of them is repaired as such."""
+    try:
+        return CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).splits
+    except (OSError, CacheError):
+        manifest = read_root_manifest(folder)
+    return SPLITS if manifest is None else [split for split in SPLITS if split in manifest.counts]
 
 
 def _look(folder: Path, context: Context, description: CacheDescription, *, resumed: bool) -> _Found | None:

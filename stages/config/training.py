@@ -144,5 +144,9 @@ class MachineConfig:
     threads: int | None = None
     """Threads for tensor work; null: torch's choice, one per physical core, or OMP_NUM_THREADS where that is set."""
 
+    local_shards_gb: float = 16.0
+    """Of a cache at a remote root, so many GB (10^9 bytes) of shards may lie here at a time."""
+
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")
+        require(self.local_shards_gb > 0, "machine.local_shards_gb", self.local_shards_gb, "more than 0")

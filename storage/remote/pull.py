@@ -56,15 +56,10 @@ def pull(
     fails, `WriteError` where the disk here is full or read-only.
     """
     remote = root.below(fingerprint)
-    identity = Identity.fetch(remote)
+    identity = Identity.fetch(remote, root_digest)
     if identity.manifest.fingerprint != fingerprint:
         raise MismatchError(
             f"{remote.shown(MANIFEST_FILE)} is of cache {identity.manifest.fingerprint}; it lies in a wrong place"
-        )
-    if root_digest not in {None, identity.manifest.root_digest}:
-        raise MismatchError(
-            f"{remote.shown()} has root digest {identity.manifest.root_digest[:12]}...; expected {str(root_digest)[:12]}..., "
-            "which cache/manifest.json says; check out the revision that belongs to it, or push the other cache there"
         )
     if splits:
         identity = identity.only(splits)

@@ -33,11 +33,12 @@ class Identity:
     manifest_bytes: bytes
 
     @classmethod
-    def fetch(cls, folder: RemoteFolder) -> Identity:
-        """The identity of the cache at a remote folder.
+    def fetch(cls, folder: RemoteFolder, root_digest: str | None = None) -> Identity:
+        """The identity of the cache at a remote folder; `root_digest`: what it must have.
 
         Raises `IncompleteError` where no finished cache is, `FormatError` for one that needs a newer reader,
-        `CorruptError` for files that are not what a writer makes; each names the URL.
+        `CorruptError` for files that are not what a writer makes, `MismatchError` for another root digest; each names the
+        URL.
         """
         found: dict[str, bytes] = {}
         for name in (MANIFEST_FILE, CACHE_FILE):
@@ -57,6 +58,12 @@ class Identity:
         wrong = _contradiction(description, manifest, found[CACHE_FILE])
         if wrong is not None:
             raise CorruptError(f"{folder.shown(MANIFEST_FILE)} {wrong}; push that cache again from a whole copy")
+        if root_digest not in {None, manifest.root_digest}:
+            raise MismatchError(
+                f"{folder.shown()} has root digest {manifest.root_digest[:12]}...; expected {str(root_digest)[:12]}..., the "
+                "cache that is meant here (cache/manifest.json says it, where DVC tracks that file); `git checkout` the revision "
+                "that belongs to the one there, or name the root that has the other"
+            )
         return cls(
             description=description,
             manifest=manifest,
