@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from storage.errors import CorruptError, FormatError
-from storage.identity import fingerprint
+from storage.identity import canonical_json, fingerprint
 from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 
 KNOWN_FEATURES = frozenset(
@@ -116,7 +116,7 @@ class CacheDescription:
         """Whether this is the other cache with some of its splits left out."""
         kept = {name: split for name, split in other.splits.items() if name in self.splits}
         fewer = self.splits.keys() < other.splits.keys()
-        return fewer and replace(other, splits=kept).to_json() == self.to_json()
+        return fewer and canonical_json(replace(other, splits=kept).to_json()) == canonical_json(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The content of cache.json."""

@@ -11,6 +11,7 @@ from stages.config import load_config
 from stages.context import Artefacts, Context
 from stages.models import load_tokenizer
 from tests.stages.tiny_models import tiny_bert
+from tests.storage.remote_roots import memory, s3, s3_proxy  # noqa: F401  fixtures
 from tests.tiny import tiny_params, write_project
 
 
