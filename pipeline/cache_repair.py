@@ -7,7 +7,7 @@ sure that teacher, tokens, parameters and hardware are those of the cache, and a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,17 +57,19 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-    splits = _splits_at(artefacts.cache)
-    description = cache_teacher.describe(config, context, tokens, splits)
+    description = cache_teacher.describe(config, context, tokens)
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():
         raise IncompleteError(
             f"{artefacts.cache} holds no cache; make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
         )
+    folder = work if resumed else artefacts.cache
+    splits = _splits_at(folder)
+    description = replace(description, splits={split: description.splits[split] for split in splits})
     if not resumed:
-        _refuse_another(artefacts.cache, description)
-    found = _look(work if resumed else artefacts.cache, context, description, resumed=resumed)
+        _refuse_another(folder, description)
+    found = _look(folder, context, description, resumed=resumed)
     if found is None:
         context.progress.message(f"{artefacts.cache} is whole; there is nothing to repair")
         return
@@ -83,13 +85,13 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     _compare(context, before, report, inexact=inexact)
 
 
-def _splits_at(folder: Path) -> Collection[Split]:
+def _splits_at(folder: Path) -> list[Split]:
     """The splits of the cache in `folder`: one that was pulled with some of them is repaired as such."""
     try:
-        return CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).splits
+        return list(CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).splits)
     except (OSError, CacheError):
         manifest = read_root_manifest(folder)
-    return SPLITS if manifest is None else [split for split in SPLITS if split in manifest.counts]
+    return [split for split in SPLITS if manifest is None or split in manifest.counts]
 
 
 def _look(folder: Path, context: Context, description: CacheDescription, *, resumed: bool) -> _Found | None:
