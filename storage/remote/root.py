@@ -46,7 +46,7 @@ class Identity:
             if data is None:
                 raise IncompleteError(
                     f"{folder.shown()} has no {name}: no finished cache is there; "
-                    "finish it with `pipeline cache push` where the cache is"
+                    "finish it, where the cache is or is made, with `pipeline cache push` or `pipeline cache-teacher --root`"
                 )
             found[name] = data
         try:
