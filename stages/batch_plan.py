@@ -8,7 +8,7 @@ of w takes a slice of every batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +19,7 @@ from stages.errors import ConfigError
 from stages.randomness import permutation
 
 RESIDENT_SHARDS = 4
+"""Shards whose sequences are shuffled among each other."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,50 @@ class BatchPlan:
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """(batch_size, 2): shard index and index within the shard of each sequence of step `step`."""
+        return np.concatenate([sequences for _, sequences in self._pieces(step)])
+
+    def windows_of(self, step: int) -> npt.NDArray[np.int64]:
+        """(batch_size,), ascending: the window (below) that each sequence of step `step` belongs to."""
+        return np.concatenate([np.full(len(sequences), window) for window, sequences in self._pieces(step)])
+
+    def windows(self, first_step: int, last_step: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """Number, mask variant and shard indices of each group of shards that the steps up to before `last_step` visit.
+
+        The groups are numbered through all epochs.
+        """
+        if first_step >= last_step:
+            return
+        first, last = int(self.windows_of(first_step)[0]), int(self.windows_of(last_step - 1)[-1])
+        for window in range(first, last + 1):
+            epoch, group = divmod(window, self._groups_per_epoch)
+            groups = self._groups(epoch)
+            # The last groups of an epoch may hold just the sequences that fill no batch.
+            if window in (first, last) or self._starts(groups)[group] < self.steps_per_epoch * self.batch_size:
+                yield window, epoch % self.variants, groups[group]
+
+    @property
+    def window_shards(self) -> int:
+        """Shards of the largest group."""
+        return min(RESIDENT_SHARDS, len(self.sequences_per_shard))
+
+    def _pieces(self, step: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """What each group gives to the batch of a step: its window, and (sequences, 2) as in `batch`."""
         epoch, within = divmod(step, self.steps_per_epoch)
         groups = self._groups(epoch)
-        starts = np.concatenate([[0], np.cumsum([sum(self.sequences_per_shard[s] for s in group) for group in groups])])
+        starts = self._starts(groups)
         begin, end = within * self.batch_size, (within + 1) * self.batch_size
-        parts = []
         for group in range(int(np.searchsorted(starts, begin, "right")) - 1, int(np.searchsorted(starts, end, "left"))):
             low, high = max(begin, starts[group]) - starts[group], min(end, starts[group + 1]) - starts[group]
-            parts.append(_shuffled_group(self.sequences_per_shard, groups[group], self.seed, epoch, group)[low:high])
-        return np.concatenate(parts)
+            shuffled = _shuffled_group(self.sequences_per_shard, groups[group], self.seed, epoch, group)
+            yield epoch * self._groups_per_epoch + group, shuffled[low:high]
+
+    @property
+    def _groups_per_epoch(self) -> int:
+        return -(-len(self.sequences_per_shard) // RESIDENT_SHARDS)
+
+    def _starts(self, groups: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
+        """(groups + 1,): place of each group's first sequence in the epoch."""
+        return np.cumsum([0, *(sum(self.sequences_per_shard[s] for s in group) for group in groups)])
 
     def _groups(self, epoch: int) -> tuple[tuple[int, ...], ...]:
         order = permutation(f"shards/{self.seed}", epoch, len(self.sequences_per_shard)).tolist()

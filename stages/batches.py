@@ -6,7 +6,6 @@ into targets on the device that they are on.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from stages.batch_plan import RESIDENT_SHARDS, BatchPlan
+from stages.batch_plan import BatchPlan
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
 from stages.losses import IGNORED
-from storage import CacheDescription, CacheReader, Layout, ShardArrays, ShardId, Split
+from storage import CacheDescription, CacheReader, Layout, ShardArrays, ShardId, ShardLoader, Split, decoded_bytes
 
 Batch = dict[str, Tensor]
+
+SHARD_MEMORY_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,26 +169,12 @@ class TargetDecoder:
         return int(batch["attention_mask"].sum()) if self.layout.positions == "sampled" else batch["labels"].numel()
 
 
-class ResidentShards:
-    """Loads shards and keeps the last few in memory, so that a batch from several shards costs no second read."""
-
-    def __init__(self, reader: CacheReader, limit: int = 2 * RESIDENT_SHARDS) -> None:
-        self._reader = reader
-        self._limit = limit
-        self._shards: OrderedDict[ShardId, ShardArrays] = OrderedDict()
-
-    def get(self, shard: ShardId) -> ShardArrays:
-        """The shard's arrays. Raises `storage.CorruptError`, naming shard and file, where they are damaged."""
-        if shard not in self._shards:
-            while len(self._shards) >= self._limit:
-                self._shards.popitem(last=False)
-            self._shards[shard] = self._reader.load(shard)
-        self._shards.move_to_end(shard)
-        return self._shards[shard]
-
-
 class PlannedBatches(IterableDataset[Batch]):
-    """The micro-batches of a plan, from optimizer step `first_step` to before `last_step`, for one rank."""
+    """The micro-batches of a plan, from optimizer step `first_step` to before `last_step`, for one rank.
+
+    A process of its own reads the shards ahead (`storage.ShardLoader`). `memory_bytes` bounds what is decoded: with room
+    for two windows of the plan, the next one is read while a window is in use.
+    """
 
     def __init__(
         self,
@@ -200,24 +187,61 @@ class PlannedBatches(IterableDataset[Batch]):
         last_step: int,
         rank: int = 0,
         world_size: int = 1,
+        memory_bytes: int = SHARD_MEMORY_BYTES,
     ) -> None:
         self._reader, self._plan, self._wanted = reader, plan, wanted
         self._micro_batch_size = micro_batch_size
         self._steps = range(first_step, last_step)
         self._rank, self._world_size = rank, world_size
+        self._memory_bytes = memory_bytes
 
     def __iter__(self) -> Iterator[Batch]:
-        shards = ResidentShards(self._reader)
         pad_id = self._reader.description.pad_id
-        for step in self._steps:
-            ids = self._reader.shards("train", self._plan.variant(step))
-            sequences = self._plan.batch(step)[self._rank :: self._world_size]
-            for begin in range(0, len(sequences), self._micro_batch_size):
-                micro = sequences[begin : begin + self._micro_batch_size]
-                parts = [
-                    shards.get(ids[shard]).select(micro[micro[:, 0] == shard, 1]) for shard in np.unique(micro[:, 0])
-                ]
-                yield to_batch(ShardArrays.concatenate(parts), pad_id=pad_id, wanted=self._wanted)
+        with self._loader() as loader:
+            for step in self._steps:
+                mine = slice(self._rank, None, self._world_size)
+                sequences, windows = self._plan.batch(step)[mine], self._plan.windows_of(step)[mine]
+                shards = self._reader.shards("train", self._plan.variant(step))
+                for begin in range(0, len(sequences), self._micro_batch_size):
+                    micro = slice(begin, begin + self._micro_batch_size)
+                    rows = _gather(loader, shards, sequences[micro], windows[micro])
+                    yield to_batch(rows, pad_id=pad_id, wanted=self._wanted)
+
+    def _loader(self) -> ShardLoader:
+        """Raises `ConfigError` where the memory does not hold what a window needs."""
+        plan = self._plan
+        variants = [self._reader.shards("train", variant) for variant in range(plan.variants)]
+        every = [shard for shards in variants for shard in shards]
+        slot_bytes = decoded_bytes(self._reader, every)
+        fit, needed = self._memory_bytes // slot_bytes, plan.window_shards
+        if fit < needed:
+            raise ConfigError(
+                f"machine.shard_memory_gb is {self._memory_bytes / 2**30:.3g}; allowed: {needed * slot_bytes / 2**30:.3g} or "
+                f"more, as {needed} shards of up to {slot_bytes:,} bytes are in use at a time (cache.shard_tokens makes them smaller)"
+            )
+        visits = (
+            (window, variants[variant][number])
+            for window, variant, numbers in plan.windows(self._steps.start, self._steps.stop)
+            for number in numbers
+        )
+        slots = min(fit, 2 * needed, len(every))
+        return ShardLoader(self._reader, visits, slots=slots, slot_bytes=slot_bytes)
+
+
+def _gather(
+    loader: ShardLoader,
+    shards: list[ShardId],
+    sequences: npt.NDArray[np.int64],
+    windows: npt.NDArray[np.int64],
+) -> ShardArrays:
+    """Copies of the given sequences: (n, 2) shard numbers and places within, and (n,) their windows; by ascending shard."""
+    parts: dict[int, ShardArrays] = {}
+    for window in np.unique(windows):  # ascending: what lies in an earlier window is gone once a later one is asked for
+        of_window = sequences[windows == window]
+        for number in np.unique(of_window[:, 0]):
+            arrays = loader.get(int(window), shards[number])
+            parts[number] = arrays.select(of_window[of_window[:, 0] == number, 1])
+    return ShardArrays.concatenate([parts[number] for number in sorted(parts)])
 
 
 def split_batches(reader: CacheReader, split: Split, *, batch_size: int, wanted: Wanted) -> Iterator[Batch]:

@@ -42,7 +42,7 @@ def _open_at_root(url: str, config: Config, context: Context) -> RemoteReader:
     reader = RemoteReader(
         root.below(fingerprint).url,
         artefacts.local_shards,
-        limit_bytes=int(config.machine.local_shards_gb * 10**9),
+        limit_bytes=int(config.machine.local_shards_gb * 2**30),
         root_digest=None if expected is None else expected.root_digest,
     )
     forget_other_caches(artefacts.local_shards, reader.root_digest)

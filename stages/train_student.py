@@ -247,6 +247,7 @@ def _train(
         last_step=run_.steps,
         rank=context.rank,
         world_size=context.world_size,
+        memory_bytes=int(config.machine.shard_memory_gb * 2**30),
     )
     trainer = DistillationTrainer(
         distiller, _arguments(config, context, run_, folder), batches, folder, callbacks=[ReportProgress(context)]

@@ -26,8 +26,10 @@ from storage.layout import (
     ShardId,
     Split,
 )
+from storage.loader import ShardLoader
 from storage.reader import CacheReader
 from storage.shard_arrays import ShardArrays
+from storage.slots import decoded_bytes
 from storage.targets import ShardTargets
 from storage.verify import Verified, verify_cache
 from storage.work import CacheWork
@@ -53,6 +55,7 @@ __all__ = [
     "SelectionName",
     "ShardArrays",
     "ShardId",
+    "ShardLoader",
     "ShardTargets",
     "Split",
     "SplitDescription",
@@ -60,6 +63,7 @@ __all__ = [
     "canonical_json",
     "decode_hidden",
     "decode_logits",
+    "decoded_bytes",
     "differing_fields",
     "digest_arrays",
     "encode_hidden",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError
@@ -20,7 +23,7 @@ from storage.manifest import (
     shard_folder,
     sum_of_counts,
 )
-from storage.shard import read_shard
+from storage.shard import Allocate, Engine, read_shard
 from storage.shard_arrays import ShardArrays
 
 _AGAIN = "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
@@ -31,14 +34,18 @@ class CacheReader:
 
     Opening checks the version, the features, the root digest, the size of every file, and the digest of every file that
     belongs to no shard (head, tokenizer). `load` checks the rest, shard by shard. Safe to share between threads and to
-    pickle.
+    pickle. `engine` is what decodes: `own` is the fastest; `zarr` (zarr-python) and `zarrs` (the package of that name) read any
+    codecs that they know.
 
     Raises `IncompleteError` where no finished cache is, `FormatError` for one that needs a newer reader and
     `CorruptError` for one that is not as its manifest says.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    engine: Engine = "own"
+    """What decodes the arrays."""
+
+    def __init__(self, folder: Path, *, engine: Engine = "own") -> None:
+        self.folder, self.engine = folder, engine
         self.description, self._manifest = read_identity(folder)
         self.root_digest: str = self._manifest.root_digest
         in_shards = {name: record for name, record in self._manifest.files.items() if name.startswith("shards/")}
@@ -82,8 +89,8 @@ class CacheReader:
         """The figures that the writer recorded for a shard (retained mass, saturated gaps)."""
         return self._shard_manifest(shard).figures
 
-    def load(self, shard: ShardId) -> ShardArrays:
-        """All of one shard, still encoded.
+    def load(self, shard: ShardId, allocate: Allocate = np.empty) -> ShardArrays:
+        """All of one shard, still encoded, in memory that `allocate(shape, dtype)` gives.
 
         Raises `CorruptError`, naming shard and file, for anything that is not as it was written.
         """
@@ -97,7 +104,12 @@ class CacheReader:
             shard,
             counts=manifest.counts,
             teacher_saw=manifest.teacher_saw,
+            allocate=allocate,
+            engine=self.engine,
         )
+
+    def prefetch(self, shards: Iterable[ShardId]) -> None:
+        """A hint which shards will be loaded next, nearest first: where they lie here, there is nothing to fetch."""
 
     def _shard_manifest(self, shard: ShardId) -> ShardManifest:
         if shard not in self._shard_manifests:

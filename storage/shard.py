@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.codec import BytesBytesCodec
+from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
@@ -19,7 +21,23 @@ from storage.description import CacheDescription
 from storage.errors import CorruptError
 from storage.identity import digest_arrays
 from storage.layout import FORMAT_VERSION, ShardId
+from storage.manifest import FileRecord, Files
 from storage.shard_arrays import ShardArrays
+from storage.sharded_file import (
+    ZSTD_LEVEL,
+    Chunking,
+    DamagedFileError,
+    file_of,
+    read_array,
+    write_array,
+)
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import NDArrayLike
+
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+Engine = Literal["own", "zarr", "zarrs"]
+"""What decodes: this project, zarr-python, or the package zarrs."""
 
 _CHUNK_BYTES = 1 << 20
 """Of one inner chunk before compression: the size that reads fastest."""
@@ -61,13 +79,17 @@ def write_shard(
     arrays: Mapping[str, NDArray[Any]],
     table: Iterable[ArraySpec],
     attributes: dict[str, Any],
-) -> None:
-    """Write encoded arrays as a Zarr group in the new folder `folder`. Durability is the caller's."""
+) -> Files:
+    """Write encoded arrays as a Zarr group in the new folder `folder`; its files by path below that folder.
+
+    Each array is written once and hashed on its way. Durability is the caller's.
+    """
+    files: Files = {}
     group = zarr.create_group(LocalStore(folder), zarr_format=3, attributes=attributes)
     for spec in table:
         data = arrays[spec.name]
         chunk_rows, chunks = _chunks(len(data), row_values(data) * data.itemsize)
-        array = group.create_array(
+        group.create_array(
             spec.name,
             shape=data.shape,
             dtype=data.dtype,
@@ -79,7 +101,12 @@ def write_shard(
             fill_value=spec.fill_value,
         )
         if data.size:
-            array[...] = data
+            file = file_of(folder / spec.name, data.ndim)
+            record = FileRecord(*write_array(file, data, chunk_rows, spec.compressor, spec.fill_value))
+            files[file.relative_to(folder).as_posix()] = record
+    for name in ("zarr.json", *(f"{name}/zarr.json" for name in group.array_keys())):
+        files[name] = FileRecord.of_file(folder / name)
+    return dict(sorted(files.items()))
 
 
 def _chunks(rows: int, row_bytes: int) -> tuple[int, int]:
@@ -92,49 +119,108 @@ def _chunks(rows: int, row_bytes: int) -> tuple[int, int]:
 def _compressor(spec: ArraySpec) -> BytesBytesCodec:
     if spec.compressor == "blosc":
         return BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=spec.dtype.itemsize)
-    return ZstdCodec(level=1)
+    return ZstdCodec(level=ZSTD_LEVEL)
 
 
 def read_shard(
-    folder: Path, description: CacheDescription, shard: ShardId, *, counts: Mapping[str, int], teacher_saw: str
+    folder: Path,
+    description: CacheDescription,
+    shard: ShardId,
+    *,
+    counts: Mapping[str, int],
+    teacher_saw: str,
+    allocate: Allocate = np.empty,
+    engine: Engine = "own",
 ) -> ShardArrays:
     """All arrays of the shard in `folder`, checked against the description and its manifest's counts.
+
+    `allocate(shape, dtype)` gives the memory that each array is decoded into, in the order of `array_table`.
 
     Raises `CorruptError`, naming shard and file, for a chunk that fails its crc32c or is missing (fill values), for
     arrays of another shape or dtype, and for content that contradicts the manifest.
     """
-    sequence_start, sequences = description.span(shard)
+    _check_attributes(folder, description, shard, teacher_saw)
     arrays: dict[str, NDArray[Any]] = {}
-    try:
-        group = zarr.open_group(LocalStore(folder, read_only=True), mode="r", zarr_format=3, use_consolidated=False)
-        attributes = dict(group.attrs)
-    except _READ_ERRORS as error:
-        raise _corrupt(shard, "zarr.json", f"cannot be read ({_one_line(error)})") from error
-    if attributes != shard_attributes(description, shard, teacher_saw):
-        raise _corrupt(shard, "zarr.json", "has attributes that differ from cache.json and the shard's manifest")
-    for spec in array_table(description, description.splits[shard.split].layout):
+    for spec, shape in shard_shapes(description, shard, counts):
+        out = allocate(shape, spec.dtype)
         try:
-            array = group[spec.name]
-            data = np.asarray(array[...] if isinstance(array, zarr.Array) else None)
+            (_read_own if engine == "own" else _read_with_zarr)(folder / spec.name, spec, out, engine)
+        except DamagedFileError as damage:
+            raise _corrupt(shard, spec.name, str(damage)) from damage
         except _READ_ERRORS as error:
             raise _corrupt(shard, spec.name, f"cannot be read ({_one_line(error)})") from error
-        try:
-            shape = spec.shape({**counts, "sequences": sequences})
-        except KeyError as missing:
-            raise _corrupt(shard, "its manifest", f"has no count of {missing}, which {spec.name} needs") from missing
-        if data.shape != shape or data.dtype != spec.dtype:
-            raise _corrupt(shard, spec.name, f"is {data.dtype} {data.shape}; expected {spec.dtype} {shape}")
-        if not spec.holds_only_data(data):
-            raise _corrupt(shard, spec.name, "holds fill values or values out of range: a chunk is missing")
-        arrays[spec.name] = data
+        arrays[spec.name] = out
     if digest_of_what_the_teacher_saw(arrays) != teacher_saw:
         raise _corrupt(
             shard, "input_ids", "and its other token arrays have another digest than teacher_saw in the manifest"
         )
+    return assemble(description, shard, arrays)
+
+
+def shard_shapes(
+    description: CacheDescription, shard: ShardId, counts: Mapping[str, int]
+) -> list[tuple[ArraySpec, tuple[int, ...]]]:
+    """The arrays of a shard with their shapes, in the order of FORMAT.md, from the counts of its manifest.
+
+    Raises `CorruptError` where these lack a count that an array needs.
+    """
+    _, sequences = description.span(shard)
+    found: list[tuple[ArraySpec, tuple[int, ...]]] = []
+    for spec in array_table(description, description.splits[shard.split].layout):
+        try:
+            found.append((spec, spec.shape({**counts, "sequences": sequences})))
+        except KeyError as missing:
+            raise _corrupt(shard, "its manifest", f"has no count of {missing}, which {spec.name} needs") from missing
+    return found
+
+
+def _check_attributes(folder: Path, description: CacheDescription, shard: ShardId, teacher_saw: str) -> None:
+    try:
+        group = json.loads((folder / "zarr.json").read_bytes())
+        attributes = group["attributes"] if (group["zarr_format"], group["node_type"]) == (3, "group") else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _corrupt(shard, "zarr.json", f"cannot be read ({_one_line(error)})") from error
+    if attributes != shard_attributes(description, shard, teacher_saw):
+        raise _corrupt(shard, "zarr.json", "has attributes that differ from cache.json and the shard's manifest")
+
+
+def _read_own(array: Path, spec: ArraySpec, out: NDArray[Any], engine: Engine) -> None:
+    """Decode one array into `out`, by zarr-python where its codecs are not the ones that our own writer uses."""
+    chunking = Chunking.of((array / "zarr.json").read_bytes())
+    if chunking is None:
+        _read_with_zarr(array, spec, out, engine)
+        return
+    _expect(spec, out, chunking.shape, chunking.dtype)
+    if out.size:
+        read_array(file_of(array, out.ndim), chunking, out, spec.holds_only_data)
+
+
+def _read_with_zarr(array: Path, spec: ArraySpec, out: NDArray[Any], engine: Engine) -> None:
+    """Decode one array into `out` by zarr-python, or by the zarrs package underneath it."""
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if engine == "zarrs" else {}):
+        stored = zarr.open_array(LocalStore(array, read_only=True), mode="r", zarr_format=3)
+        _expect(spec, out, stored.shape, stored.dtype)
+        if out.size:
+            stored.get_basic_selection(..., out=NDBuffer(cast("NDArrayLike", out)))
+    if not spec.holds_only_data(out):
+        raise DamagedFileError("holds fill values or values out of range: a chunk is missing")
+
+
+def _expect(spec: ArraySpec, out: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if shape != out.shape or dtype != spec.dtype:
+        raise DamagedFileError(f"is {dtype} {shape}; expected {spec.dtype} {out.shape}")
+
+
+def assemble(description: CacheDescription, shard: ShardId, arrays: Mapping[str, NDArray[Any]]) -> ShardArrays:
+    """The arrays of a shard, by their names on disk, as sequences and rows.
+
+    Raises `CorruptError` for offsets and counts that contradict the lengths of the arrays.
+    """
+    sequence_start, sequences = description.span(shard)
     return _assemble(shard, arrays, np.arange(sequence_start, sequence_start + sequences, dtype=np.int64))
 
 
-def _assemble(shard: ShardId, arrays: dict[str, NDArray[Any]], sequence_ids: NDArray[np.int64]) -> ShardArrays:
+def _assemble(shard: ShardId, arrays: Mapping[str, NDArray[Any]], sequence_ids: NDArray[np.int64]) -> ShardArrays:
     offsets, tokens = arrays["sequence_offsets"], len(arrays["original_ids"])
     if offsets[0] != 0 or offsets[-1] != tokens or np.any(offsets[1:] < offsets[:-1]):
         raise _corrupt(shard, "sequence_offsets", f"does not ascend from 0 to the number of tokens, {tokens}")

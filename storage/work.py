@@ -212,8 +212,10 @@ class CacheWork:
         teacher_saw = digest_of_what_the_teacher_saw(arrays)
         name = shard_folder(shard)
         with writing(f"shard {shard}", self.folder):
-            temporary = self._write_temporary(shard, arrays, shard_attributes(self.description, shard, teacher_saw))
-            files = {f"{name}/{file}": record for file, record in files_below(temporary, temporary).items()}
+            temporary, written = self._write_temporary(
+                shard, arrays, shard_attributes(self.description, shard, teacher_saw)
+            )
+            files = {f"{name}/{file}": record for file, record in written.items()}
             self._remove(shard)
             move_folder(temporary, self.folder / name)
         manifest = ShardManifest(
@@ -232,18 +234,20 @@ class CacheWork:
         self._verified[shard] = manifest
         return sum(record.size for record in files.values()) + len(data)
 
-    def _write_temporary(self, shard: ShardId, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> Path:
+    def _write_temporary(
+        self, shard: ShardId, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]
+    ) -> tuple[Path, Files]:
         temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
         discard(temporary)
         table = array_table(self.description, self.description.splits[shard.split].layout)
         try:
-            write_shard(temporary, arrays, table, attributes)
+            files = write_shard(temporary, arrays, table, attributes)
             sync_tree(temporary)
         except OSError:
             with suppress(OSError):  # half a shard must not keep a full disk full; the next start sweeps what is left
                 discard(temporary)
             raise
-        return temporary
+        return temporary, files
 
     def finish(self, destination: Path) -> str:
         """Write manifest.json and rename the whole cache to `destination`; its root digest.

@@ -9,6 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from storage.errors import CorruptError
 from storage.files import write_durably
 from storage.layout import ShardId
@@ -17,6 +19,7 @@ from storage.reader import CacheReader
 from storage.remote.folder import RemoteFolder
 from storage.remote.local_shards import LocalShards
 from storage.remote.root import Identity, for_each, shard_of
+from storage.shard import Allocate
 from storage.shard_arrays import ShardArrays
 
 LIMIT_BYTES = 16 << 30
@@ -86,15 +89,15 @@ class RemoteReader(CacheReader):
         """Pickled as what it was opened with: connections and threads do not travel."""
         return _reopen, self._arguments
 
-    def load(self, shard: ShardId) -> ShardArrays:
+    def load(self, shard: ShardId, allocate: Allocate = np.empty) -> ShardArrays:
         """All of one shard, still encoded; fetched first where it is not in the local folder."""
         self.description.span(shard)
         try:
-            arrays = self._load(shard)
+            arrays = self._load(shard, allocate)
         except CorruptError:
             # The copy here was damaged after it had been verified: the one there may be good.
             self._local.drop(shard)
-            arrays = self._load(shard)
+            arrays = self._load(shard, allocate)
         self._read_ahead(shard)
         return arrays
 
@@ -114,10 +117,10 @@ class RemoteReader(CacheReader):
         self._ahead = 0
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, shard: ShardId) -> ShardArrays:
+    def _load(self, shard: ShardId, allocate: Allocate) -> ShardArrays:
         with self._local.held(shard):
             try:
-                return super().load(shard)
+                return super().load(shard, allocate)
             except CorruptError as error:
                 raise CorruptError(f"{self._remote.shown()}: {error}") from error
 

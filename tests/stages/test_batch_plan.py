@@ -45,3 +45,22 @@ def test_epochs_take_the_mask_variants_in_turn():
 def test_a_batch_larger_than_the_cache_is_refused():
     with pytest.raises(ConfigError, match=r"train.batch_size is 100; allowed: at most the 42"):
         BatchPlan(SHARDS, batch_size=100, seed=0, variants=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 6, 8, 11])
+@pytest.mark.parametrize(("first", "last"), [(0, 20), (3, 4), (7, 13), (5, 5)])
+def test_the_windows_are_the_groups_of_shards_that_the_steps_visit_and_no_others(batch_size, first, last):
+    plan = BatchPlan(SHARDS, batch_size=batch_size, seed=2, variants=3)
+    windows = {number: (variant, shards) for number, variant, shards in plan.windows(first, last)}
+    seen = set()
+    for step in range(first, last):
+        batch, numbers = plan.batch(step), plan.windows_of(step)
+        assert len(batch) == len(numbers)
+        assert np.all(np.diff(numbers) >= 0)
+        for (shard, _), number in zip(batch, numbers, strict=True):
+            variant, shards = windows[number]
+            assert variant == plan.variant(step)
+            assert shard in shards
+            seen.add(number)
+    assert list(windows) == sorted(seen)
+    assert all(len(shards) <= plan.window_shards for _, shards in windows.values())

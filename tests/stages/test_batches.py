@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from stages import cache_teacher
 from stages.batch_plan import BatchPlan
-from stages.batches import PlannedBatches, ResidentShards, TargetDecoder, Wanted, decoder_for, split_batches, to_batch
+from stages.batches import PlannedBatches, TargetDecoder, Wanted, decoder_for, split_batches, to_batch
 from stages.config import ConfigError
 from stages.losses import IGNORED
-from storage import CacheReader, Layout, decode_hidden, decode_logits, encode_hidden
+from storage import CacheReader, Layout, decode_hidden, decode_logits, decoded_bytes, encode_hidden
 from tests.stages.conftest import Project
 from tests.storage.build import LAYOUTS, build_cache, make_description
 
@@ -117,11 +117,25 @@ def test_all_sequences_of_a_split_come_once_and_in_order(reader):
     assert sum(int(batch["attention_mask"].sum()) for batch in batches) == reader.description.splits["test"].tokens
 
 
-def test_no_more_shards_are_resident_than_allowed(reader):
-    shards, resident = reader.shards("train"), ResidentShards(reader, limit=2)
-    for shard in shards:
-        resident.get(shard)
-    assert len(resident._shards) == 2
+def test_the_batches_do_not_depend_on_how_much_memory_there_is(reader):
+    def batches(**memory):
+        return list(
+            PlannedBatches(
+                reader, plan_of(reader), wanted=EVERYTHING, micro_batch_size=4, first_step=1, last_step=9, **memory
+            )
+        )
+
+    least = 4 * decoded_bytes(reader, reader.shards("train"))
+    for one, other in zip(batches(), batches(memory_bytes=least), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_memory_that_does_not_hold_the_shards_of_a_window_is_refused(reader):
+    batches = PlannedBatches(
+        reader, plan_of(reader), wanted=EVERYTHING, micro_batch_size=4, first_step=0, last_step=1, memory_bytes=5000
+    )
+    with pytest.raises(ConfigError, match=r"machine.shard_memory_gb is 4.66e-06; allowed: .* or more, as 4 shards"):
+        next(iter(batches))
 
 
 def test_a_hidden_size_that_is_no_multiple_of_the_group_is_decoded_whole():

@@ -76,7 +76,7 @@ def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in
     assert limit < bytes_below(project.artefacts.cache / "shards")
     push_to(url, project)
     forget(project, project.artefacts.cache, project.artefacts.teacher, project.artefacts.tokens)
-    project.set(machine={"local_shards_gb": limit / 1e9})
+    project.set(machine={"local_shards_gb": limit / 2**30})
     watch = Watch(project.artefacts.local_shards)
     for stage in (train_student, evaluate):
         project.run(stage, context=at_root(project, url, watch))

@@ -19,17 +19,20 @@ def read_with_tensorstore(folder):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_tensorstore_zarr_and_our_reader_read_the_same(caches, name):
+def test_tensorstore_zarr_zarrs_and_our_reader_read_the_same(caches, name):
     reader = CacheReader(caches(name))
     for shard in reader.description.shard_ids():
         folder = reader.folder / "shards" / f"{shard}.zarr"
         group = zarr.open_group(folder, mode="r")
         arrays = reader.load(shard)
+        with_zarrs = CacheReader(reader.folder, engine="zarrs").load(shard)
+        theirs = {**vars(with_zarrs), **with_zarrs.logits, **with_zarrs.hidden}
         ours = {**vars(arrays), **arrays.logits, **arrays.hidden}
         for spec in array_table(reader.description, reader.description.splits[shard.split].layout):
             found = read_with_tensorstore(folder / spec.name)
             assert found.dtype == ours[spec.name].dtype == spec.dtype
             np.testing.assert_array_equal(found, ours[spec.name], err_msg=spec.name)
+            np.testing.assert_array_equal(theirs[spec.name], ours[spec.name], err_msg=spec.name)
             np.testing.assert_array_equal(group[spec.name][...], ours[spec.name], err_msg=spec.name)
 
 

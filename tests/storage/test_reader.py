@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore
 
 from storage import CacheReader, CorruptError, FormatError, IncompleteError, canonical_json
 from storage.manifest import ShardManifest
@@ -121,11 +123,15 @@ def test_a_missing_chunk_file_is_noticed_when_opening_and_when_it_vanishes_later
 
 
 @pytest.mark.parametrize("array", ARRAYS)
-def test_a_missing_chunk_that_the_manifest_does_not_know_is_noticed_by_its_fill_values(cache, array):
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [("own", "is missing: it has no chunk file"), ("zarr", "holds fill values"), ("zarrs", "holds fill values")],
+)
+def test_a_missing_chunk_that_the_manifest_does_not_know_is_noticed(cache, array, engine, what):
     chunk_file(cache, array).unlink()
     vouch_for_what_is_there(cache)
-    with pytest.raises(CorruptError, match=rf"shard {SHARD}: {array} holds fill values"):
-        CacheReader(cache).load(SHARD)
+    with pytest.raises(CorruptError, match=rf"shard {SHARD}: {array} {what}"):
+        CacheReader(cache, engine=engine).load(SHARD)
 
 
 @pytest.mark.parametrize("array", ARRAYS)
@@ -254,8 +260,10 @@ def test_counts_that_do_not_sum_to_their_entries_are_noticed(ragged_cache, array
 def test_a_missing_chunk_of_a_ragged_array_is_noticed_though_every_manifest_is_right(ragged_cache, array):
     chunk_file(ragged_cache, array).unlink()
     vouch_for_what_is_there(ragged_cache)
-    with pytest.raises(CorruptError, match=f"{array} holds fill values"):
+    with pytest.raises(CorruptError, match=f"{array} is missing: it has no chunk file"):
         CacheReader(ragged_cache).load(SHARD)
+    with pytest.raises(CorruptError, match=f"{array} holds fill values"):
+        CacheReader(ragged_cache, engine="zarr").load(SHARD)
 
 
 def test_a_manifest_that_does_not_count_the_entries_is_noticed(ragged_cache):
@@ -266,3 +274,21 @@ def test_a_manifest_that_does_not_count_the_entries_is_noticed(ragged_cache):
     vouch_for_what_is_there(ragged_cache)
     with pytest.raises(CorruptError, match=f"{SHARD}: its manifest has no count of 'entries', which top_ids needs"):
         CacheReader(ragged_cache).load(SHARD)
+
+
+def test_an_array_that_another_writer_coded_otherwise_is_read_all_the_same(cache):
+    before = CacheReader(cache).load(SHARD).hidden["hidden"].copy()
+    folder = cache / GROUP / "hidden"
+    shutil.rmtree(folder)
+    array = zarr.create_array(
+        LocalStore(folder),
+        shape=before.shape,
+        dtype=before.dtype,
+        chunks=(7, 1, 12),
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        fill_value=-128,
+    )
+    array[...] = before
+    vouch_for_what_is_there(cache)
+    for engine in ("own", "zarr", "zarrs"):
+        np.testing.assert_array_equal(CacheReader(cache, engine=engine).load(SHARD).hidden["hidden"], before)

@@ -1,0 +1,100 @@
+"""A cache in a teacher's shapes and a preset's codecs, of random numbers: for benchmarks of reading and writing.
+
+Normally distributed hidden states and logits compress as real ones do (hidden states hardly at all), and no teacher has
+to run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from storage import CacheDescription, CacheWork, Layout, ShardId, ShardTargets, Split, SplitDescription
+
+BALANCED = Layout(positions="all", hidden="int8", hidden_layers=(12,), logits="grid", top_k=32)
+TEMPERATURES = (1.0, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """BERT-base's, unless told otherwise."""
+
+    shards: int
+    sequences_per_shard: int
+    sequence_tokens: int = 128
+    hidden_size: int = 768
+    vocabulary_size: int = 30_522
+
+    @property
+    def tokens_per_shard(self) -> int:
+        return self.sequences_per_shard * self.sequence_tokens
+
+
+def describe(shapes: Shapes, layout: Layout = BALANCED) -> CacheDescription:
+    """The cache that `build` makes."""
+    sequences = shapes.shards * shapes.sequences_per_shard
+    train = SplitDescription(
+        layout=layout,
+        variants=1,
+        sequences=sequences,
+        tokens=sequences * shapes.sequence_tokens,
+        shards=tuple((n * shapes.sequences_per_shard, shapes.sequences_per_shard) for n in range(shapes.shards)),
+    )
+    splits: dict[Split, SplitDescription] = {"train": train}
+    return CacheDescription(
+        spec={"benchmark": "noise"},
+        content={},
+        temperatures=TEMPERATURES,
+        vocabulary_size=shapes.vocabulary_size,
+        hidden_size=shapes.hidden_size,
+        special_tokens={"pad": 0, "mask": 103},
+        teacher_config={},
+        splits=splits,
+    )
+
+
+def targets(description: CacheDescription, shapes: Shapes, shard: ShardId) -> ShardTargets:
+    """Targets of one shard of a layout with a hidden state and top-k logits for all positions."""
+    layout = description.splits[shard.split].layout
+    generator = np.random.default_rng(shard.number)
+    rows, k = shapes.tokens_per_shard, layout.top_k
+    ids = generator.zipf(1.2, rows) % description.vocabulary_size
+    masked = (generator.random(rows) < 0.15).astype(np.uint8)
+    # Descending by gaps as a softmax has them: large at the top, small below.
+    gaps = generator.exponential(1.0, (rows, k)).astype(np.float32) / np.arange(1, k + 1, dtype=np.float32)
+    logits = 12 - np.cumsum(gaps + np.float32(1e-4), axis=1, dtype=np.float32)  # no two are equal
+    logsumexp = np.stack([np.log(np.exp(logits / t).sum(1)) + 0.1 for t in TEMPERATURES], 1)
+    entropy = generator.random((rows, len(TEMPERATURES))) + 1
+    stat = [logits[:, 0], *(column for i in range(len(TEMPERATURES)) for column in (logsumexp[:, i], entropy[:, i]))]
+    first = generator.integers(0, description.vocabulary_size, (rows, 1))
+    hidden = generator.standard_normal((rows, len(layout.hidden_layers), description.hidden_size), np.float32)
+    return ShardTargets(
+        sequence_offsets=np.arange(0, rows + 1, shapes.sequence_tokens, dtype=np.uint32),
+        original_ids=ids,
+        input_ids=np.where(masked == 1, 103, ids),
+        masked=masked,
+        row_token=None,
+        stat=np.stack(stat, 1).astype(np.float32),
+        # Different ids in a row, without order: a step that shares no factor with the size of the vocabulary.
+        top_ids=(first + 7919 * np.arange(k)) % description.vocabulary_size,
+        top_logits=logits,
+        hidden=hidden,
+    )
+
+
+def build(folder: Path, shapes: Shapes, layout: Layout = BALANCED) -> Path:
+    """A finished cache at `folder / "current"`; its path."""
+    description = describe(shapes, layout)
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "vocab.txt").write_text("[PAD]\n")
+    with CacheWork.open(folder / "work", description) as work:
+        work.add_folder("tokenizer", tokenizer)
+        work.add_file("head.json", b"{}\n")
+        work.add_file("head.safetensors", b"")
+        for shard in work.missing():
+            work.publish(shard, targets(description, shapes, shard), {}, {})
+        work.finish(folder / "current")
+    return folder / "current"

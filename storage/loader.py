@@ -1,0 +1,224 @@
+"""Shards decoded ahead of their use, by a process of its own, into memory that is used again.
+
+The order in which shards are needed is known beforehand, so a shard is decoded while the ones before it are in use. How
+many are in memory is fixed: the loader waits for a slot that nobody needs any more.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, Pipe
+from types import TracebackType
+from typing import Any, Self
+
+from storage import errors
+from storage.errors import CacheError
+from storage.layout import ShardId
+from storage.reader import CacheReader
+from storage.shard import assemble, shard_shapes
+from storage.shard_arrays import ShardArrays
+from storage.slots import Slots
+
+_CHILD = "import sys; sys.path[:] = {path!r}; from storage.loader import serve_in_child; serve_in_child(*map(int, sys.argv[1:]))"
+_SECONDS_TO_END = 10
+
+
+class ShardLoader:
+    """Decodes the shards of `order` ahead, into `slots` pieces of memory of `slot_bytes` bytes each.
+
+    `order` yields (window, shard): windows ascend, and all shards of a window must fit into memory at the same time. A
+    shard that comes again while it is still in memory is not read again. At most `slots` visits are under way, so
+    `order` may be endless.
+
+    A context manager: leaving it ends the process.
+    """
+
+    def __init__(
+        self, reader: CacheReader, order: Iterable[tuple[int, ShardId]], *, slots: int, slot_bytes: int
+    ) -> None:
+        self.waited_s = 0.0
+        """Seconds that `get` has waited for shards that were not there yet."""
+        self._reader, self._order = reader, iter(order)
+        self._memory = Slots(slots, slot_bytes)
+        self._visits: deque[tuple[int, ShardId]] = deque()
+        self._uses: Counter[ShardId] = Counter()  # visits under way, by shard
+        self._slot_of: dict[ShardId, int] = {}
+        self._idle: OrderedDict[ShardId, None] = OrderedDict()  # in a slot, without a visit; the oldest first
+        self._free = list(range(slots))
+        self._loading: set[ShardId] = set()
+        self._arrays: dict[ShardId, ShardArrays] = {}
+        self._failed: dict[ShardId, CacheError] = {}
+        self._connection, self._process = _start(reader, self._memory)
+        # Also for one that nobody closes: a generator that was left early, say.
+        self._end = weakref.finalize(self, _end, self._connection, self._process, self._memory)
+        self._fill()
+
+    def get(self, window: int, shard: ShardId) -> ShardArrays:
+        """The arrays of a shard of `window`, as soon as it is decoded. Windows before it are over.
+
+        The arrays lie in a slot: they are valid until a later window is asked for, and what is to last is to be copied.
+
+        Raises what `CacheReader.load` raises, for this shard, and `CacheError` where the process has ended.
+        """
+        while self._visits and self._visits[0][0] < window:
+            self._end_visit(self._visits.popleft()[1])
+        self._fill()
+        if shard not in self._slot_of:
+            raise ValueError(
+                f"shard {shard} of window {window} is not among the next {self._memory.count} of the order"
+            )
+        started = time.monotonic()
+        while shard in self._loading:
+            self._receive()
+        self.waited_s += time.monotonic() - started
+        if shard in self._failed:
+            raise self._failed[shard]
+        if shard not in self._arrays:
+            self._arrays[shard] = self._assemble(shard)
+        return self._arrays[shard]
+
+    def close(self) -> None:
+        """End the process and give the memory back. Arrays that are still held keep theirs."""
+        self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        """Begin as many visits as there are slots."""
+        while len(self._visits) < self._memory.count:
+            visit = next(self._order, None)
+            if visit is None:
+                return
+            self._visits.append(visit)
+            shard = visit[1]
+            self._uses[shard] += 1
+            self._idle.pop(shard, None)
+            if shard not in self._slot_of:
+                self._load(shard, self._take_slot())
+
+    def _end_visit(self, shard: ShardId) -> None:
+        self._uses[shard] -= 1
+        if not self._uses[shard]:
+            del self._uses[shard]
+            self._idle[shard] = None
+
+    def _take_slot(self) -> int:
+        """One that no visit needs. There is one: each shard with a visit has one slot, and visits are no more than slots."""
+        if self._free:
+            return self._free.pop()
+        oldest, _ = self._idle.popitem(last=False)
+        while oldest in self._loading:  # it was never asked for
+            self._receive()
+        self._arrays.pop(oldest, None)
+        self._failed.pop(oldest, None)
+        return self._slot_of.pop(oldest)
+
+    def _load(self, shard: ShardId, slot: int) -> None:
+        self._slot_of[shard] = slot
+        self._loading.add(shard)
+        try:
+            self._connection.send_bytes(json.dumps([str(shard), slot]).encode())
+        except OSError as error:
+            raise self._ended(shard) from error
+
+    def _receive(self) -> None:
+        """One answer of the process: a shard is in its slot, or why it is not."""
+        try:
+            name, kind, message = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._ended(min(self._loading)) from error
+        shard = ShardId.parse(name)
+        self._loading.discard(shard)
+        if kind is not None:
+            self._failed[shard] = getattr(errors, kind, CacheError)(message)
+
+    def _assemble(self, shard: ShardId) -> ShardArrays:
+        description = self._reader.description
+        allocate = self._memory.allocator(self._slot_of[shard])
+        arrays: dict[str, Any] = {}
+        for spec, shape in shard_shapes(description, shard, self._reader.shard_counts(shard)):
+            arrays[spec.name] = allocate(shape, spec.dtype)
+            arrays[spec.name].flags.writeable = False
+        return assemble(description, shard, arrays)
+
+    def _ended(self, shard: ShardId) -> CacheError:
+        code = self._process.wait(_SECONDS_TO_END)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return CacheError(
+            f"shard {shard}: the process that reads shards has ended ({how}); where the system ran out of memory, lower "
+            "machine.shard_memory_gb; then run the same command again"
+        )
+
+
+def _start(reader: CacheReader, memory: Slots) -> tuple[Connection, subprocess.Popen[bytes]]:
+    """The process, and the connection to it.
+
+    Not by multiprocessing: its children run the main module of their parent once more, which a user's script may not
+    be made for, and forking is not safe where torch has threads.
+    """
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            _CHILD.format(path=sys.path),
+            *(str(number) for number in (theirs.fileno(), memory.descriptor, memory.count, memory.size)),
+        ],
+        pass_fds=(theirs.fileno(), memory.descriptor),
+        stdin=subprocess.DEVNULL,
+    )
+    theirs.close()
+    ours.send(reader)
+    return ours, process
+
+
+def _end(connection: Connection, process: subprocess.Popen[bytes], memory: Slots) -> None:
+    connection.close()  # the process ends when it has nothing more to read from
+    memory.close()
+    try:
+        process.wait(_SECONDS_TO_END)
+    except subprocess.TimeoutExpired:  # a disk that does not answer
+        process.kill()
+        process.wait()
+
+
+def serve_in_child(connection: int, descriptor: int, count: int, size: int) -> None:
+    """What the process does, until its parent closes the connection or ends."""
+    # A job that is asked to stop makes its last step and its checkpoint first, and needs shards for that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pipe = Connection(connection)
+    serve(pipe.recv(), pipe, Slots(count, size, descriptor))
+
+
+def serve(reader: CacheReader, connection: Connection, memory: Slots) -> None:
+    """Decode the shards that are asked for, one after the other, each into its slot."""
+    asked: deque[tuple[ShardId, int]] = deque()
+    try:
+        while True:
+            while not asked or connection.poll():
+                name, slot = json.loads(connection.recv_bytes())
+                asked.append((ShardId.parse(name), slot))
+            reader.prefetch(shard for shard, _ in asked)
+            shard, slot = asked.popleft()
+            try:
+                reader.load(shard, memory.allocator(slot))
+                answer = [str(shard), None, None]
+            except CacheError as error:
+                answer = [str(shard), type(error).__name__, str(error)]
+            connection.send_bytes(json.dumps(answer).encode())
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody needs shards any more
+        return
