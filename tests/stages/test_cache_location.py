@@ -16,16 +16,8 @@ from tests.storage.remote_roots import opened
 
 
 @pytest.fixture
-def ready(make_project):
-    """`ready(train={...})`: a project with cache and initial student."""
-
-    def make(**overrides):
-        project = make_project(**overrides)
-        project.run(cache_teacher)
-        project.run(init_student, "half")
-        return project
-
-    return make
+def project(copy_cached):
+    return copy_cached()
 
 
 def push_to(url, project):
@@ -64,9 +56,8 @@ class Watch(Silent):
         self.most = max(self.most, *(bytes_below(shards) for shards in self.folder.glob("*/shards")))
 
 
-def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in_the_room_that_is_allowed(ready, s3):
+def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in_the_room_that_is_allowed(project, s3):
     url, _ = s3
-    project = ready()
     project.run(train_student)
     project.run(evaluate)
     weights, figures = outcome(project)
@@ -88,9 +79,9 @@ def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in
     assert not project.artefacts.cache.exists()
 
 
-def test_random_initial_weights_take_the_teachers_shape_from_a_root(ready, memory):
-    students = {"students": {"half": {"initialise": "random", "layer_map": None}}}
-    project = ready(**students)
+def test_random_initial_weights_take_the_teachers_shape_from_a_root(project, memory):
+    project.set(students={"half": {"initialise": "random", "layer_map": None}})
+    project.run(init_student, "half")
     push_to(memory, project)
     init = project.artefacts.student_init("half")
     before = load_file(init / "model.safetensors")
@@ -100,8 +91,11 @@ def test_random_initial_weights_take_the_teachers_shape_from_a_root(ready, memor
     assert all(load_file(init / "model.safetensors")[name].equal(before[name]) for name in before)
 
 
-def test_the_tracked_manifest_says_which_cache_is_read_and_another_root_digest_is_refused(ready, memory):
-    project, other = ready(), ready(cache={"batch_tokens": 64})  # other bytes in the shards' manifests
+def test_the_tracked_manifest_says_which_cache_is_read_and_another_root_digest_is_refused(
+    project, make_project, memory
+):
+    other = make_project(cache={"batch_tokens": 64})  # other bytes in the shards' manifests
+    other.run(cache_teacher)
     push_to(memory, other)
     shutil.copy(other.artefacts.cache / "manifest.json", project.artefacts.tracked_manifest)
     assert (
@@ -114,24 +108,21 @@ def test_the_tracked_manifest_says_which_cache_is_read_and_another_root_digest_i
     assert not project.artefacts.student.exists()
 
 
-def test_a_cache_at_the_root_that_was_made_with_other_parameters_is_refused_by_name(ready, memory):
-    project = ready()
+def test_a_cache_at_the_root_that_was_made_with_other_parameters_is_refused_by_name(project, memory):
     push_to(memory, project)
     project.set(cache={"top_k": 8})
     with pytest.raises(MismatchError, match=f"the cache at {memory} was made with other parameters: cache.top_k"):
         project.run(train_student, context=at_root(project, memory))
 
 
-def test_a_bound_that_is_too_small_names_the_parameter(ready, memory):
-    project = ready()
+def test_a_bound_that_is_too_small_names_the_parameter(project, memory):
     push_to(memory, project)
     project.set(machine={"local_shards_gb": 1e-6})
     with pytest.raises(CacheError, match=r"machine\.local_shards_gb"):
         project.run(train_student, context=at_root(project, memory))
 
 
-def test_shards_of_the_cache_that_was_read_before_make_room(ready, memory):
-    project = ready()
+def test_shards_of_the_cache_that_was_read_before_make_room(project, memory):
     push_to(memory, project)
     first = open_cache(project.config, at_root(project, memory))
     first.load(first.shards("train")[0])
@@ -145,13 +136,12 @@ def test_shards_of_the_cache_that_was_read_before_make_room(ready, memory):
     first.load(first.shards("train")[0])  # who reads it still fetches it again
 
 
-def test_a_cache_without_the_split_that_is_needed_says_what_to_do(ready, memory):
-    project = ready()
+def test_a_cache_without_the_split_that_is_needed_says_what_to_do(project, memory):
     done = push_to(memory, project)
     pull(
         opened(memory), done.fingerprint, project.artefacts.cache, project.artefacts.cache_work,
         splits=["train", "validation"],
     )  # fmt: skip
-    project.run(train_student)
+    open_cache(project.config, project.context, "train", "validation")
     with pytest.raises(InputError, match=r"holds train, validation and no test; .*pipeline cache pull"):
-        project.run(evaluate)
+        open_cache(project.config, project.context, "test")
