@@ -22,12 +22,12 @@ def execute(
     project: Path,
     params_file: Path,
     overrides: Iterable[str],
-    root: str | None,
     tensors: bool,
     torchrun: bool,
     debug: bool,
+    root: str | None = None,
 ) -> None:
-    """Check the parameters and run `body` of the stage `name`.
+    """Check the parameters and run `body` of the stage `name`; `root`: the remote root of the cache, where it has one.
 
     Leaves the process, with a message and an exit code, for everything a user can do something about.
     """
