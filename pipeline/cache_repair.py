@@ -21,10 +21,19 @@ from stages.models import require_model
 from stages.outputs import write_text
 from stages.sequences import TokenStore
 from stages.verify_against_teacher import hardware
-from storage import CacheDescription, CacheReader, CacheWork, ShardId, canonical_json, differing_fields
+from storage import (
+    SPLITS,
+    CacheDescription,
+    CacheReader,
+    CacheWork,
+    ShardId,
+    Split,
+    canonical_json,
+    differing_fields,
+)
 from storage.errors import CacheError, CorruptError, IncompleteError, MismatchError
 from storage.manifest import CACHE_FILE, manifest_file
-from storage.taken_back import fingerprint_at, root_digest_before
+from storage.taken_back import fingerprint_at, read_root_manifest, root_digest_before
 from storage.verify import CacheCheck
 
 
@@ -55,9 +64,12 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
         raise IncompleteError(
             f"{artefacts.cache} holds no cache; make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
         )
+    folder = work if resumed else artefacts.cache
+    splits = _splits_at(folder)
+    description = replace(description, splits={split: description.splits[split] for split in splits})
     if not resumed:
-        _refuse_another(artefacts.cache, description)
-    found = _look(work if resumed else artefacts.cache, context, description, resumed=resumed)
+        _refuse_another(folder, description)
+    found = _look(folder, context, description, resumed=resumed)
     if found is None:
         context.progress.message(f"{artefacts.cache} is whole; there is nothing to repair")
         return
@@ -69,8 +81,17 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
         opened.take_back(artefacts.cache)
         for shard in found.unfit:
             opened.reject(shard)
-    cache_teacher.run(config, context)
+    cache_teacher.run(config, context, splits)
     _compare(context, before, report, inexact=inexact)
+
+
+def _splits_at(folder: Path) -> list[Split]:
+    """The splits of the cache in `folder`: one that was pulled with some of them is repaired as such."""
+    try:
+        return list(CacheDescription.from_bytes((folder / CACHE_FILE).read_bytes()).splits)
+    except (OSError, CacheError):
+        manifest = read_root_manifest(folder)
+    return [split for split in SPLITS if manifest is None or split in manifest.counts]
 
 
 def _look(folder: Path, context: Context, description: CacheDescription, *, resumed: bool) -> _Found | None:

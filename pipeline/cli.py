@@ -72,12 +72,13 @@ def teacher(config: Config, context: Context) -> None:
 
 
 @cli.command("cache-teacher")
-@stage_command()
+@stage_command(takes_root=True)
 def cache_teacher(config: Config, context: Context) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
-    from the shards that are whole. Parameters: corpus, tokenize, masking, teacher, cache.
+    from the shards that are whole. With --root the shards go there as they come, and cache/manifest.json is what stays
+    here. Parameters: corpus, tokenize, masking, teacher, cache.
     """
     from stages import cache_teacher as stage
 
@@ -86,7 +87,7 @@ def cache_teacher(config: Config, context: Context) -> None:
 
 @cli.command("init-student")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@stage_command()
+@stage_command(takes_root=True)
 def init_student(config: Config, context: Context, names: tuple[str, ...]) -> None:
     """Build the initial weights of students.
 
@@ -99,7 +100,7 @@ def init_student(config: Config, context: Context, names: tuple[str, ...]) -> No
 
 
 @cli.command("train-student")
-@stage_command(torchrun=True)
+@stage_command(torchrun=True, takes_root=True)
 def train_student(config: Config, context: Context) -> None:
     """Train the student from the cache alone.
 
@@ -112,7 +113,7 @@ def train_student(config: Config, context: Context) -> None:
 
 
 @cli.command()
-@stage_command()
+@stage_command(takes_root=True)
 def evaluate(config: Config, context: Context) -> None:
     """Compare the student with the teacher.
 
@@ -138,7 +139,7 @@ def report(config: Config, context: Context) -> None:
 
 
 @cli.command()
-@stage_command()
+@stage_command(takes_root=True)
 def compare(config: Config, context: Context) -> None:
     """Train students side by side from one cache.
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from pipeline.comparison_table import TEACHER, UNTRAINED, Row, header, markdown
 from stages import evaluate, init_student, train_student
+from stages.cache_location import open_cache
 from stages.config import CompareConfig, Config, to_plain
 from stages.context import Context, Figure, Progress, Silent
 from stages.errors import ConfigError
 from stages.outputs import write_json, write_text
-from storage import CacheReader
 
 BEFORE = "before-training"
 """Folder of the student's initial weights among those of the runs."""
@@ -98,7 +98,7 @@ def _publish(
         "split": split,
         "masked_tokens": masked,
         "seeds": list(seeds),
-        "cache_root_digest": CacheReader(context.artefacts.cache).root_digest,
+        "cache_root_digest": open_cache(config, context).root_digest,
         # What the runs differ from: the report says so where its own student was trained otherwise.
         "train": to_plain(config.train),
         "student": to_plain(config.student),

@@ -25,8 +25,9 @@ def execute(
     tensors: bool,
     torchrun: bool,
     debug: bool,
+    root: str | None = None,
 ) -> None:
-    """Check the parameters and run `body` of the stage `name`.
+    """Check the parameters and run `body` of the stage `name`; `root`: the remote root of the cache, where it has one.
 
     Leaves the process, with a message and an exit code, for everything a user can do something about.
     """
@@ -39,11 +40,12 @@ def execute(
                 f"pipeline {name} was started as {ranks.world_size} processes (WORLD_SIZE); it is one process: start it without torchrun"
             )
         with make_reporter(name, ranks.rank) as progress:
-            body(config, _context(config, project, ranks, stop, progress, tensors=tensors))
+            artefacts = Artefacts(project=project, root=root)
+            body(config, _context(config, artefacts, ranks, stop, progress, tensors=tensors))
 
 
 def _context(
-    config: Config, project: Path, ranks: Ranks, stop: StopRequest, progress: Reporter, *, tensors: bool
+    config: Config, artefacts: Artefacts, ranks: Ranks, stop: StopRequest, progress: Reporter, *, tensors: bool
 ) -> Context:
     device, threads = "cpu", config.machine.threads or available_cores()
     if tensors:
@@ -52,12 +54,12 @@ def _context(
         device = tensor_device.resolve_device(config.machine.device, ranks.local_rank)
         threads = tensor_device.set_up(device, config.machine.threads)
     return Context(
-        artefacts=Artefacts(project=project),
+        artefacts=artefacts,
         device=device,
         threads=threads,
         rank=ranks.rank,
         world_size=ranks.world_size,
         should_stop=stop.requested,
         progress=progress,
-        commit=git_commit(project),
+        commit=git_commit(artefacts.project),
     )

@@ -43,18 +43,34 @@ OPTIONS = (
     click.option("--debug", is_flag=True, help="Show tracebacks and the warnings of libraries."),
 )
 
+ROOT = click.option(
+    "--root",
+    metavar="URL",
+    envvar="TEACHER_CACHE_ROOT",
+    show_envvar=True,
+    help="The cache is at URL/FINGERPRINT (s3://bucket/caches, file:///...), not in cache/current.",
+)
 
-def stage_command(*, tensors: bool = True, torchrun: bool = False) -> Callable[[Body[P]], Callable[..., None]]:
+
+def stage_command(
+    *, tensors: bool = True, torchrun: bool = False, takes_root: bool = False
+) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
     `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes. `torchrun=True`
     is for one that shares its work among the processes of a torchrun launch; the others refuse to be started twice.
+    `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
         @functools.wraps(body)
         def callback(
-            project: Path, params_file: Path, overrides: tuple[str, ...], debug: bool, **arguments: Any
+            project: Path,
+            params_file: Path,
+            overrides: tuple[str, ...],
+            debug: bool,
+            root: str | None = None,
+            **arguments: Any,
         ) -> None:
             from pipeline.execute import execute
 
@@ -64,12 +80,13 @@ def stage_command(*, tensors: bool = True, torchrun: bool = False) -> Callable[[
                 project=project,
                 params_file=project / params_file,
                 overrides=overrides,
+                root=root,
                 tensors=tensors,
                 torchrun=torchrun,
                 debug=debug,
             )
 
-        for option in reversed(OPTIONS):
+        for option in reversed((*OPTIONS, ROOT) if takes_root else OPTIONS):
             callback = option(callback)
         return callback
 

@@ -52,12 +52,12 @@ class TrainFigures:
     def __init__(self, reader: CacheReader) -> None:
         shards = [shard for shard in reader.description.shard_ids() if shard.split == "train"]
         self._figures = [reader.shard_figures(shard) for shard in shards]
-        self._positions = max(1, reader.counts["train"]["rows"])
+        self._positions = max(1, sum(reader.shard_counts(shard)["rows"] for shard in shards))
         self._bytes: Counter[str] = Counter()
-        for file in (reader.folder / "shards").glob("train-*/**/*"):
-            if file.is_file():
-                array, *below = file.relative_to(reader.folder / "shards").parts[1:]
-                self._bytes[array if below else "metadata"] += file.stat().st_size
+        for name, record in reader.files.items():
+            if name.startswith("shards/train-"):
+                array, *below = name.split("/")[2:]
+                self._bytes[array if below else "metadata"] += record.size
 
     def bytes_per_position(self) -> dict[str, float]:
         """Bytes on disk per cached position, by array; `metadata` is the Zarr groups' own description."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 
 from stages.cache_figures import COLUMNS, POSITIONS, TrainFigures, shard_figures
+from stages.cache_location import push_cache
 from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
@@ -36,27 +39,35 @@ from storage import (
     differing_fields,
     verify_cache,
 )
+from storage.manifest import MANIFEST_FILE, RootManifest
+from storage.reader import read_identity
+from storage.remote import RemoteFolder, RemoteReader, RemoteWork, finished_at, keep_manifest
+from storage.remote.work import AGAIN
 
 SECTIONS = ("corpus", "tokenize", "masking", "teacher", "cache")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def run(config: Config, context: Context) -> None:
+def run(config: Config, context: Context, splits: Collection[Split] = SPLITS) -> None:
     """Write `cache/current` and `cache/run.json`, computing only the shards that are not there yet.
 
-    Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. Raises
-    `InputError` where tokens or teacher are missing or do not fit each other, `storage.InvalidTargetsError` where the
-    teacher gives what must not be stored (NaN), `storage.LockedError` where another process writes this cache.
+    Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. With a root,
+    each shard goes to `<root>/<fingerprint>` as soon as it is whole, and `cache/manifest.json` is what stays here. `splits`: a
+    cache of these alone, as `pipeline cache pull --split` gives.
+
+    Raises `InputError` where tokens or teacher are missing or do not fit each other, `storage.InvalidTargetsError` where the
+    teacher gives what must not be stored (NaN), `storage.LockedError` where another process writes this cache,
+    `storage.errors.RemoteError` where the root fails.
     """
     started = time.monotonic()
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-    description = describe(config, context, tokens)
-    if _already_done(description, context):
-        root_digest = CacheReader(artefacts.cache).root_digest
+    description = describe(config, context, tokens, splits)
+    root_digest = _already_done(description, context)
+    if root_digest is not None:
         if not _reported(context, root_digest):  # killed between the cache's publication and its report
-            _report(config, context, root_digest, 0, time.monotonic() - started)
+            _report(config, context, description, root_digest, 0, time.monotonic() - started)
         return
     teacher = load_masked_lm(
         artefacts.teacher,
@@ -70,7 +81,7 @@ def run(config: Config, context: Context) -> None:
         pad_id=description.pad_id,
         batch_tokens=config.cache.batch_tokens,
     )
-    with CacheWork.open(artefacts.cache_work, description) as work:
+    with _open_work(description, context) as work:
         work.take_back(artefacts.cache)
         for name, data in Head.of(teacher).files(_DTYPES[config.cache.head_dtype]).items():
             work.add_file(name, data)
@@ -85,7 +96,7 @@ def run(config: Config, context: Context) -> None:
         maskers = {split: Masker.of(config.masking, tokens, split) for split in SPLITS}
         for shard in missing:
             context.stop_if_asked(
-                f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.folder}"
+                f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
             )
             layout = description.splits[shard.split].layout
             seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard), seed=config.masking.seed)
@@ -95,11 +106,26 @@ def run(config: Config, context: Context) -> None:
             figures = shard_figures(targets, masked, description.temperatures)
             written = work.publish(shard, targets, _computed_with(config, context), figures)
             context.progress.advance(len(seen.original_ids), shard=str(shard), megabytes=round(written / 1e6, 2))
-        root_digest = work.finish(artefacts.cache)
-    _report(config, context, root_digest, len(missing), time.monotonic() - started)
+        root_digest = work.finish(artefacts.cache if artefacts.root is None else artefacts.tracked_manifest)
+    _report(config, context, description, root_digest, len(missing), time.monotonic() - started)
 
 
-def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescription:
+def _open_work(description: CacheDescription, context: Context) -> AbstractContextManager[CacheWork]:
+    """The unfinished cache, here or at the root."""
+    artefacts = context.artefacts
+    if artefacts.root is None:
+        return CacheWork.open(artefacts.cache_work, description)
+    root = RemoteFolder(artefacts.root, again=AGAIN)
+
+    def uploaded(shard: ShardId) -> None:
+        context.stop_if_asked(f"every shard up to {shard} is kept in {root.shown()} or {artefacts.cache_work}")
+
+    return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded)
+
+
+def describe(
+    config: Config, context: Context, tokens: TokenStore, splits: Collection[Split] = SPLITS
+) -> CacheDescription:
     """Identity, layouts and shard plan of the cache that these parameters, tokens and teacher give.
 
     Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
@@ -123,7 +149,7 @@ def describe(config: Config, context: Context, tokens: TokenStore) -> CacheDescr
         hidden_size=teacher_config["hidden_size"],
         special_tokens=dict(tokens.special_tokens),
         teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS},
+        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS if split in splits},
     )
 
 
@@ -179,22 +205,49 @@ def _describe_split(
     )
 
 
-def _already_done(description: CacheDescription, context: Context) -> bool:
-    """Whether `cache/current` is this very cache, whole."""
+def _already_done(description: CacheDescription, context: Context) -> str | None:
+    """The root digest of this very cache where it is finished, here or at the root; None where there is work to do.
+
+    One that is whole in `cache/current` and belongs to a root is copied there.
+    """
+    artefacts, name = context.artefacts, description.fingerprint[:12]
+    if artefacts.root is None:
+        manifest = _whole_here(description, context)
+        if manifest is not None:
+            context.progress.message(f"cache/current already holds this cache ({name}), verified; nothing to do")
+        return None if manifest is None else manifest.root_digest
+    root = RemoteFolder(artefacts.root, again=AGAIN)
+    manifest = finished_at(root, description)
+    if manifest is not None:
+        context.progress.message(f"{root.shown()} already holds this cache ({name}); nothing to do")
+    else:
+        manifest = _whole_here(description, context)
+        if manifest is None:
+            return None
+        context.progress.message(f"cache/current holds this cache ({name}): it is copied to {root.shown()}")
+        push_cache(context, artefacts.root)
+    keep_manifest(manifest, artefacts.tracked_manifest)
+    return manifest.root_digest
+
+
+def _whole_here(description: CacheDescription, context: Context) -> RootManifest | None:
+    """What `cache/current` consists of, where it is this very cache, whole; its good shards are taken back otherwise."""
     folder = context.artefacts.cache
-    if not (folder / "manifest.json").is_file():
-        return False
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
     try:
-        if CacheReader(folder).description.fingerprint != description.fingerprint:
-            return False
+        found, manifest = read_identity(folder)
+        if found.fingerprint != description.fingerprint:
+            return None
+        absent = [split for split in description.splits if split not in found.splits]
+        if absent:
+            context.progress.message(f"cache/current holds no {', '.join(absent)}: what it holds is kept and completed")
+            return None
         verify_cache(folder)
     except (CorruptError, IncompleteError) as error:
         context.progress.message(f"cache/current is not whole, and its good shards are kept: {error}")
-        return False
-    context.progress.message(
-        f"cache/current already holds this cache ({description.fingerprint[:12]}), verified; nothing to do"
-    )
-    return True
+        return None
+    return manifest
 
 
 def _tokens(tokens: TokenStore, description: CacheDescription, shard: ShardId) -> int:
@@ -223,12 +276,23 @@ def _reported(context: Context, root_digest: str) -> bool:
     return figures.get("root_digest") == root_digest and all(file.is_file() for file in files)
 
 
-def _report(config: Config, context: Context, root_digest: str, computed: int, seconds: float) -> None:
+def _published(description: CacheDescription, context: Context) -> CacheReader:
+    """The finished cache, open for what its manifests say."""
+    artefacts = context.artefacts
+    if artefacts.root is None:
+        return CacheReader(artefacts.cache)
+    url = RemoteFolder(artefacts.root).below(description.fingerprint).url
+    return RemoteReader(url, artefacts.local_shards, limit_bytes=sys.maxsize)  # no shard is read
+
+
+def _report(
+    config: Config, context: Context, description: CacheDescription, root_digest: str, computed: int, seconds: float
+) -> None:
     """Write cache/run.json (what one compares between runs), figures.json, distributions.csv and the parameters."""
     artefacts = context.artefacts
-    reader = CacheReader(artefacts.cache)
+    reader = _published(description, context)
     train = TrainFigures(reader)
-    size = sum(file.stat().st_size for file in artefacts.cache.rglob("*") if file.is_file())
+    size = sum(record.size for record in reader.files.values()) + (reader.folder / MANIFEST_FILE).stat().st_size
     rows = {split: counts["rows"] for split, counts in reader.counts.items()}
     run_figures = {
         "bytes": size,

@@ -60,6 +60,8 @@ class Artefacts:
     project: Path
     run: str | None = None
     """Name of one run of a comparison: its student and figures lie in folders of their own, all else is shared."""
+    root: str | None = None
+    """URL of the remote root that holds the cache at `<root>/<fingerprint>`; None: it is in `cache/current`."""
 
     def of_run(self, name: str) -> Artefacts:
         """The same project with the student and the figures of the run `name` kept apart."""
@@ -93,6 +95,16 @@ class Artefacts:
     @property
     def cache(self) -> Path:
         return self.project / "cache" / "current"
+
+    @property
+    def tracked_manifest(self) -> Path:
+        """A cache's manifest.json, where that stands for the cache: DVC tracks it instead of shards at a remote root."""
+        return self.project / "cache" / "manifest.json"
+
+    @property
+    def local_shards(self) -> Path:
+        """Shards of a cache at the root that are being read."""
+        return self.cache_work / "shards"
 
     @property
     def cache_run(self) -> Path:

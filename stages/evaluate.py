@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stages.cache_location import open_cache
 from stages.config import Config
 from stages.context import Context
 from stages.errors import InputError
@@ -11,7 +12,6 @@ from stages.held_out import held_out_figures
 from stages.models import DIGEST_SHOWN, count_parameters, folder_bytes, load_masked_lm, require_model, weights_digest
 from stages.outputs import write_json
 from stages.provenance import write_resolved
-from storage import CacheReader
 
 
 def run(config: Config, context: Context) -> None:
@@ -21,7 +21,7 @@ def run(config: Config, context: Context) -> None:
     """
     artefacts = context.artefacts
     require_model(artefacts.student, "the trained student", "pipeline train-student")
-    reader = CacheReader(artefacts.cache)
+    reader = open_cache(config, context, config.evaluate.split)
     student = load_masked_lm(artefacts.student, device=context.device)
     vocabulary_size = Head.of(student).vocabulary_size
     if vocabulary_size != reader.description.vocabulary_size:

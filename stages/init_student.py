@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.cache_location import open_cache
 from stages.config import Config, ConfigError, StudentConfig, suggest
 from stages.config.base import refuse
-from stages.context import Artefacts, Context
+from stages.context import Context
 from stages.errors import InputError
 from stages.models import (
     folder_bytes,
@@ -22,7 +23,6 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
 from stages.speed import MAX_TOKENS, compare_speed
 from stages.students import INPUTS, build_student, copy_teacher, layer_map
-from storage import CacheReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def run(config: Config, context: Context, name: str) -> None:
     """
     write_initial_weights(config, context, name)
     artefacts, student = context.artefacts, config.students[name]
-    teacher_config, _ = _teacher_shape(artefacts, name)
+    teacher_config, _ = _teacher_shape(config, context, name)
     figures = _measure(config, context, name, teacher_config)
     write_json(artefacts.speed(name), figures)
     ratio = figures["ratio"]
@@ -72,7 +72,7 @@ def write_initial_weights(config: Config, context: Context, name: str) -> None:
     student, artefacts = _declared(config, name), context.artefacts
     if student.initialise == "teacher":
         require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-    teacher_config, tokenizer_folder = _teacher_shape(artefacts, name)
+    teacher_config, tokenizer_folder = _teacher_shape(config, context, name)
     model = build_student(student, name, teacher_config)
     if student.initialise == "teacher":
         blocks = layer_map(student, name, teacher_config["num_hidden_layers"])
@@ -95,17 +95,18 @@ def _declared(config: Config, name: str) -> StudentConfig:
     return config.students[name]
 
 
-def _teacher_shape(artefacts: Artefacts, name: str) -> tuple[dict[str, Any], Path]:
+def _teacher_shape(config: Config, context: Context, name: str) -> tuple[dict[str, Any], Path]:
     """The teacher's configuration and the folder of its tokenizer: from the teacher, or from the cache where there is none."""
+    artefacts = context.artefacts
     if artefacts.teacher.is_dir():
         return load_model_config(artefacts.teacher), artefacts.teacher
-    if not artefacts.cache.is_dir():
+    if artefacts.root is None and not artefacts.cache.is_dir():
         raise InputError(
             f"student {name!r} takes vocabulary and width from models/teacher or cache/current, and neither is here; "
             "run: dvc pull cache-teacher, or pipeline teacher"
         )
-    reader = CacheReader(artefacts.cache)
-    return reader.description.teacher_config, artefacts.cache / "tokenizer"
+    reader = open_cache(config, context)
+    return reader.description.teacher_config, reader.folder / "tokenizer"
 
 
 def _measure(config: Config, context: Context, name: str, teacher_config: dict[str, Any]) -> dict[str, Any]:

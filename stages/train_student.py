@@ -15,6 +15,7 @@ from transformers import PrinterCallback, TrainingArguments
 
 from stages.batch_plan import BatchPlan
 from stages.batches import PlannedBatches, decoder_for
+from stages.cache_location import cache_name, open_cache
 from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
@@ -36,7 +37,7 @@ from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from storage import CacheReader, MismatchError, canonical_json, differing_fields
-from storage.work import lock
+from storage.locking import lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,8 +117,8 @@ def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
     differences = differing_fields(cache_spec(config), reader.description.spec)
     if differences:
         raise MismatchError(
-            f"cache/current was made with other parameters: {'; '.join(differences)}. Put these back in params.yaml, or make a cache "
-            "with the new ones where the teacher is: dvc repro cache-teacher",
+            f"{cache_name(context.artefacts)} was made with other parameters: {'; '.join(differences)}. Put these back in "
+            "params.yaml, or make a cache with the new ones where the teacher is: dvc repro cache-teacher",
             differences,
         )
     found: dict[str, str] = {}
@@ -129,7 +130,8 @@ def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
     differences = differing_fields(found, content)
     if differences:
         raise MismatchError(
-            f"cache/current was made from other files than the ones here: {'; '.join(differences)}; run: pipeline cache-teacher",
+            f"{cache_name(context.artefacts)} was made from other files than the ones here: {'; '.join(differences)}; "
+            "run: pipeline cache-teacher",
             differences,
         )
 
@@ -146,7 +148,7 @@ def check(config: Config, context: Context, *, initial_weights: bool = True) -> 
 
 def _fitting_cache(config: Config, context: Context) -> CacheReader:
     """The cache, which these parameters and the files at hand made and which has what the losses read."""
-    reader = CacheReader(context.artefacts.cache)
+    reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
     check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])

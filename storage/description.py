@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from storage.errors import CorruptError, FormatError
-from storage.identity import fingerprint
+from storage.identity import canonical_json, fingerprint
 from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 
 KNOWN_FEATURES = frozenset(
@@ -111,6 +111,12 @@ class CacheDescription:
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know, by name, over all splits."""
         return tuple(sorted({name for split in self.splits.values() for name in split.layout.required_features}))
+
+    def is_part_of(self, other: CacheDescription) -> bool:
+        """Whether this is the other cache with some of its splits left out."""
+        kept = {name: split for name, split in other.splits.items() if name in self.splits}
+        fewer = self.splits.keys() < other.splits.keys()
+        return fewer and canonical_json(replace(other, splits=kept).to_json()) == canonical_json(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """The content of cache.json."""

@@ -34,6 +34,11 @@ def shard_folder(shard: ShardId) -> str:
     return f"shards/{shard}.zarr"
 
 
+def group_file(shard: ShardId) -> str:
+    """Path of the description of a shard's Zarr group inside the cache."""
+    return f"{shard_folder(shard)}/zarr.json"
+
+
 def manifest_file(shard: ShardId) -> str:
     """Path of a shard's manifest inside the cache."""
     return f"manifest/{shard}.json"

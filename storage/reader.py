@@ -59,6 +59,11 @@ class CacheReader:
         self._shard_manifests: dict[ShardId, ShardManifest] = {}
 
     @property
+    def files(self) -> Files:
+        """Size and SHA-256 of every file but manifest.json, by path in the cache."""
+        return self._manifest.files
+
+    @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Per split, summed over its shards (so over all variants): what `shard_counts` gives for one.
 

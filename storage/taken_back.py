@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.description import CacheDescription
-from storage.errors import CacheError
+from storage.errors import CacheError, MismatchError
 from storage.files import discard, move_folder, write_durably
 from storage.layout import FORMAT_VERSION, ShardId
+from storage.locking import lock
 from storage.manifest import (
     CACHE_FILE,
     MANIFEST_FILE,
@@ -129,6 +130,34 @@ def adopt_shards(source: Path, target: Path, shards: list[ShardId]) -> None:
         for name in (shard_folder(shard), manifest_file(shard)):  # files first: a manifest vouches for them
             if (source / name).exists() and not (target / name).exists():
                 move_folder(source / name, target / name)
+
+
+def make_room(destination: Path, replaced: Path, root: Path, fingerprint: str, again: str) -> None:
+    """Move away what lies where the cache `fingerprint` is to be put.
+
+    The same cache goes to `replaced`, another one to `<root>/<its fingerprint>`, where `cache-teacher` finds it again. Raises
+    `MismatchError`, saying what to do before `again`, for what is no cache and where that place is taken.
+    """
+    if not destination.exists():
+        return
+    if destination.is_dir() and not any(destination.iterdir()):
+        destination.rmdir()
+        return
+    found = fingerprint_at(destination)
+    if found is None:
+        raise MismatchError(f"{destination} holds no teacher cache that this version reads; move it away, then {again}")
+    if found == fingerprint:
+        discard(replaced)
+        move_folder(destination, replaced)
+        return
+    home = root / found
+    with lock(root, found):
+        if home.exists() and not (destination / MANIFEST_FILE).is_file():
+            raise MismatchError(
+                f"{destination} is unfinished, and {home} is a work folder of the same cache; remove one, then {again}"
+            )
+        discard(home)
+        move_folder(destination, home)
 
 
 def set_aside(folder: Path, belongs: Files, aside: Path) -> list[str]:

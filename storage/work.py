@@ -6,9 +6,7 @@ a manifest; each is recognised and redone (FORMAT.md, section 8). The files on d
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from storage.arrays import array_table
 from storage.codecs import GAP_MAX
 from storage.description import CacheDescription
-from storage.errors import CorruptError, FormatError, IncompleteError, LockedError, MismatchError
+from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError
 from storage.files import (
     TEMPORARY,
     copy_tree,
@@ -34,6 +32,7 @@ from storage.files import (
 )
 from storage.identity import differing_fields
 from storage.layout import ShardId
+from storage.locking import lock
 from storage.manifest import (
     CACHE_FILE,
     MANIFEST_FILE,
@@ -43,6 +42,7 @@ from storage.manifest import (
     ShardManifest,
     damages,
     files_below,
+    group_file,
     json_file,
     manifest_file,
     shard_folder,
@@ -55,6 +55,7 @@ from storage.taken_back import (
     dismiss_manifest,
     fingerprint_at,
     fingerprint_in_shards,
+    make_room,
     set_aside,
 )
 from storage.targets import ShardTargets
@@ -62,26 +63,9 @@ from storage.targets import ShardTargets
 REQUIRED = ("head.json", "head.safetensors", "tokenizer")
 """What a finished cache holds beside its shards."""
 
-
-@contextmanager
-def lock(root: Path, fingerprint: str, what: str = "the cache") -> Iterator[None]:
-    """Hold the lock of a work folder, `<root>/<fingerprint>.lock`. Raises `LockedError` where another process holds it.
-
-    The kernel drops the lock when its holder ends, however it ends. The file stays: removing it would let two in.
-    """
-    path = root / f"{fingerprint}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(
-                f"another process works on {what} {fingerprint[:12]}... (it holds {path}); "
-                "wait for it or stop it, then run the command again"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+AGAIN = "run `pipeline cache-teacher` again"
+Report = Callable[[ShardId, str], None]
+"""Is told of a damaged shard and what is wrong with it."""
 
 
 class CacheWork:
@@ -102,13 +86,24 @@ class CacheWork:
         Raises `LockedError` where another process holds it, `MismatchError` where it was begun with another
         description, and, as all that writes, `WriteError` where the disk is full or nothing may be written.
         """
-        with ExitStack() as held:
-            with writing("the work folder", root):
-                root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(lock(root, description.fingerprint))
-                work = cls(root, description)
-                work._begin()
+        work = cls(root, description)
+        with work._held():
             yield work
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Begin or resume the work folder and hold its lock."""
+        with ExitStack() as held:
+            with writing("the work folder", self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock(self.root, self.description.fingerprint))
+                self._begin()
+            yield
+
+    @property
+    def kept_in(self) -> str:
+        """Where the finished shards are safe, for messages."""
+        return str(self.folder)
 
     def _begin(self) -> None:
         remove_temporaries(self.root, self.description.fingerprint)
@@ -120,14 +115,17 @@ class CacheWork:
         self._before = Before.read(self.root, self.description.fingerprint)
         file = self.folder / CACHE_FILE
         try:
-            found = CacheDescription.from_bytes(file.read_bytes()).to_json()
+            found = CacheDescription.from_bytes(file.read_bytes())
         except (FileNotFoundError, CorruptError, FormatError) as error:
             # The folder's name says which cache it is, and each shard says so too: a damaged file is written anew.
             if isinstance(error, FormatError) and fingerprint_in_shards(self.folder) != self.description.fingerprint:
                 raise
             write_durably(file, json_file(self.description.to_json()))
             return
-        fields = differing_fields(self.description.to_json(), found, found_in="in that folder")
+        if found.is_part_of(self.description):  # `pipeline cache pull --split`: it is completed
+            write_durably(file, json_file(self.description.to_json()))
+            return
+        fields = differing_fields(self.description.to_json(), found.to_json(), found_in="in that folder")
         if fields:
             raise MismatchError(
                 f"{self.folder} was begun with another description ({'; '.join(fields)}); "
@@ -177,25 +175,26 @@ class CacheWork:
             discard(path)
             move_folder(temporary, path)
 
-    def missing(self, report: Callable[[ShardId, str], None] | None = None) -> list[ShardId]:
+    def missing(self, report: Report | None = None) -> list[ShardId]:
         """The shards that are still to be computed, in order, after verifying size and SHA-256 of those that are there.
 
         A shard that is not as its manifest says is removed, and told to `report(shard, what is wrong)`.
         """
         self._verified.clear()
-        absent: list[ShardId] = []
-        for shard in self.description.shard_ids():
-            if not (self.folder / manifest_file(shard)).exists():
-                absent.append(shard)
-                continue
-            try:
-                self._verified[shard] = self._verify(shard)
-            except CorruptError as error:
-                if report is not None:
-                    report(shard, str(error))
-                self._remove(shard)
-                absent.append(shard)
-        return absent
+        return [shard for shard in self.description.shard_ids() if not self._is_whole(shard, report)]
+
+    def _is_whole(self, shard: ShardId, report: Report | None) -> bool:
+        """Whether the shard is there, verified; one that is damaged is removed and told to `report`."""
+        if not (self.folder / manifest_file(shard)).exists():
+            return False
+        try:
+            self._verified[shard] = self._verify(shard)
+        except CorruptError as error:
+            if report is not None:
+                report(shard, str(error))
+            self._remove(shard)
+            return False
+        return True
 
     def publish(
         self, shard: ShardId, targets: ShardTargets, computed_with: dict[str, Any], figures: dict[str, Any]
@@ -263,7 +262,7 @@ class CacheWork:
             set_aside(self.folder, manifest.files, self.root / f"{fingerprint}.aside")
             write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
             replaced = self.root / f"{TEMPORARY}{fingerprint}"
-            self._make_room(destination, replaced)
+            make_room(destination, replaced, self.root, fingerprint, AGAIN)
             move_folder(self.folder, destination)
             Before.forget(self.root, fingerprint)
             discard(replaced)
@@ -280,9 +279,7 @@ class CacheWork:
             if not (self.folder / manifest_file(shard)).exists():
                 raise IncompleteError(f"{self.folder} has no shard {shard}; run `pipeline cache-teacher` to resume")
             shard_manifest = self._verified.get(shard) or self._verify(shard)
-            damage = next(damages(self.folder, shard_manifest.files, digest=False), None)
-            if damage is not None:
-                raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
+            self._refuse_damaged(shard_manifest)
             files.update(shard_manifest.files)
             files[manifest_file(shard)] = FileRecord.of_file(self.folder / manifest_file(shard))
             shard_counts[shard.split].append(shard_manifest.counts)
@@ -308,12 +305,21 @@ class CacheWork:
             raise CorruptError(damage)
         if not self._before.allows(name, data):
             raise CorruptError(f"{name} is not the one that {MANIFEST_FILE} vouched for")
-        metadata = f"{shard_folder(shard)}/zarr.json"
-        if metadata not in manifest.files or json.loads((self.folder / metadata).read_bytes()).get(
-            "attributes"
-        ) != shard_attributes(self.description, shard, manifest.teacher_saw):
+        metadata = group_file(shard)
+        if metadata not in manifest.files or not self._is_planned(manifest, (self.folder / metadata).read_bytes()):
             raise CorruptError(f"{metadata} is of another shard or another cache")
         return manifest
+
+    def _is_planned(self, manifest: ShardManifest, group: bytes) -> bool:
+        """Whether `group`, the shard's zarr.json, is of this very shard of this cache."""
+        found = json.loads(group).get("attributes")
+        return bool(found == shard_attributes(self.description, manifest.shard, manifest.teacher_saw))
+
+    def _refuse_damaged(self, manifest: ShardManifest) -> None:
+        """Raise `CorruptError` where a shard that was whole is so no longer."""
+        damage = next(damages(self.folder, manifest.files, digest=False), None)
+        if damage is not None:
+            raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
 
     def _remove(self, shard: ShardId) -> None:
         """Remove a shard, its manifest first: a manifest vouches for the files."""
@@ -330,30 +336,3 @@ class CacheWork:
         if name in self._before.manifests:
             self._before = self._before.without(name)
             self._before.write(self.root, self.description.fingerprint)
-
-    def _make_room(self, destination: Path, replaced: Path) -> None:
-        """Move away what lies at `destination`: the same cache to `replaced`, another one to its own work folder."""
-        if not destination.exists():
-            return
-        if destination.is_dir() and not any(destination.iterdir()):
-            destination.rmdir()
-            return
-        found = fingerprint_at(destination)
-        if found is None:
-            raise MismatchError(
-                f"{destination} holds no teacher cache that this version reads; "
-                "move it away, then run `pipeline cache-teacher` again"
-            )
-        if found == self.description.fingerprint:
-            discard(replaced)
-            move_folder(destination, replaced)
-            return
-        home = self.root / found
-        with lock(self.root, found):
-            if home.exists() and not (destination / MANIFEST_FILE).is_file():
-                raise MismatchError(
-                    f"{destination} is unfinished, and {home} is a work folder of the same cache; "
-                    "remove one, then run `pipeline cache-teacher` again"
-                )
-            discard(home)
-            move_folder(destination, home)

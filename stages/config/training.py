@@ -145,7 +145,10 @@ class MachineConfig:
     """Threads for tensor work; null: torch's choice, one per physical core, or OMP_NUM_THREADS where that is set."""
     shard_memory_gb: float = 4.0
     """GiB of decoded shards that a training holds in memory, read ahead ones included."""
+    local_shards_gb: float = 16.0
+    """GiB of shards of a cache at a remote root that may lie on this disk."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")
         require(self.shard_memory_gb > 0, "machine.shard_memory_gb", self.shard_memory_gb, "more than 0")
+        require(self.local_shards_gb > 0, "machine.local_shards_gb", self.local_shards_gb, "more than 0")

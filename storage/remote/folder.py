@@ -57,7 +57,7 @@ class RemoteFolder:
         first_wait: float = FIRST_WAIT,
     ) -> None:
         self.url = url.rstrip("/")
-        self._again, self._attempts, self._first_wait = again, attempts, first_wait
+        self.again, self._attempts, self._first_wait = again, attempts, first_wait
         self._fs, self._path = self._connect()
 
     def _connect(self) -> tuple[Any, str]:
@@ -72,7 +72,7 @@ class RemoteFolder:
     def below(self, name: str) -> RemoteFolder:
         """The folder `name` in this one."""
         return RemoteFolder(
-            f"{self.url}/{name}", again=self._again, attempts=self._attempts, first_wait=self._first_wait
+            f"{self.url}/{name}", again=self.again, attempts=self._attempts, first_wait=self._first_wait
         )
 
     def shown(self, name: str = "") -> str:
@@ -92,19 +92,19 @@ class RemoteFolder:
         except FileNotFoundError:
             return []
 
-    def sizes(self) -> dict[str, int]:
-        """The size of every file below this folder, by path relative to it: one listing, nothing is read."""
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """The size of every file in this folder (or in its folder `below`), by path relative to this one: one listing."""
 
         def list_files() -> dict[str, int]:
             self._fs.invalidate_cache()
-            found = self._fs.find(self._path, detail=True)
+            found = self._fs.find(self._full(below) if below else self._path, detail=True)
             return {
                 PurePosixPath(path).relative_to(self._path).as_posix(): int(info["size"])
                 for path, info in found.items()
             }
 
         try:
-            return self._call("listing it", "", list_files)
+            return self._call("listing it", below, list_files)
         except FileNotFoundError:
             return {}
 
@@ -196,15 +196,15 @@ class RemoteFolder:
                 if _is_denied(error):
                     raise RemoteError(
                         f"{self.shown(name)}: {what} was refused ({_reason(error)}); check the URL and the credentials, "
-                        f"which are those of fsspec and the store's library; then {self._again}"
+                        f"which are those of fsspec and the store's library; then {self.again}"
                     ) from error
                 if _is_final(error):
                     raise RemoteError(
-                        f"{self.shown(name)}: {what} failed: {_reason(error)}; see to that, then {self._again}"
+                        f"{self.shown(name)}: {what} failed: {_reason(error)}; see to that, then {self.again}"
                     ) from error
                 if attempt == self._attempts:
                     raise RemoteError(
-                        f"{self.shown(name)}: {what} failed {attempt} times, at last with: {_reason(error)}; {self._again}"
+                        f"{self.shown(name)}: {what} failed {attempt} times, at last with: {_reason(error)}; {self.again}"
                     ) from error
             # Many threads fail together when a store is busy; they should not come back together.
             time.sleep(self._first_wait * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311  no secret

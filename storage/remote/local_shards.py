@@ -41,7 +41,8 @@ class LocalShards:
         if self._sizes[largest] > limit:
             raise CacheError(
                 f"the local folder for {remote.shown()} may hold {limit:,} bytes, and shard {largest} alone has "
-                f"{self._sizes[largest]:,}; allow that much at least, or fetch all of it with `pipeline cache pull`"
+                f"{self._sizes[largest]:,}; allow that much at least (machine.local_shards_gb), or fetch the whole cache with "
+                "`pipeline cache pull`"
             )
         self.room_for = limit // self._sizes[largest]
         """Shards, at the least, that fit at the same time."""
@@ -163,6 +164,16 @@ class LocalShards:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def forget_other_caches(local: Path, root_digest: str) -> None:
+    """Remove from `local`, the folder of several caches, the shards of all but one, those in use left out."""
+    for place in local.glob("*/shards/*.zarr"):
+        folder = place.parents[1]
+        if folder.name != root_digest:
+            with (folder / "locks" / f"{place.stem}.lock").open("a") as file:
+                if _lock_alone(file.fileno()):
+                    discard(place)
 
 
 def _lock_alone(descriptor: int) -> bool:

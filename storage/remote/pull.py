@@ -17,12 +17,12 @@ from storage.files import (
     writing,
 )
 from storage.layout import Split
+from storage.locking import lock
 from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord
 from storage.remote.folder import RemoteFolder
 from storage.remote.push import Advanced, Begun, Transferred
 from storage.remote.root import WORKERS, Identity, for_each
-from storage.taken_back import fingerprint_at
-from storage.work import lock
+from storage.taken_back import make_room
 
 AGAIN = "`pipeline cache pull` goes on from here"
 
@@ -56,15 +56,10 @@ def pull(
     fails, `WriteError` where the disk here is full or read-only.
     """
     remote = root.below(fingerprint)
-    identity = Identity.fetch(remote)
+    identity = Identity.fetch(remote, root_digest)
     if identity.manifest.fingerprint != fingerprint:
         raise MismatchError(
             f"{remote.shown(MANIFEST_FILE)} is of cache {identity.manifest.fingerprint}; it lies in a wrong place"
-        )
-    if root_digest not in {None, identity.manifest.root_digest}:
-        raise MismatchError(
-            f"{remote.shown()} has root digest {identity.manifest.root_digest[:12]}...; expected {str(root_digest)[:12]}..., "
-            "which cache/manifest.json says; check out the revision that belongs to it, or push the other cache there"
         )
     if splits:
         identity = identity.only(splits)
@@ -160,28 +155,7 @@ class _Pull:
         work, fingerprint = self._folder.parent, self._identity.manifest.fingerprint
         replaced = work / f"{TEMPORARY}replaced-{fingerprint}"
         discard(replaced)
-        if self._cache.is_dir() and not any(self._cache.iterdir()):
-            self._cache.rmdir()
-        elif self._cache.exists():
-            found = fingerprint_at(self._cache)
-            if found is None:
-                raise MismatchError(
-                    f"{self._cache} holds no teacher cache that this version reads; move it away, then {AGAIN}"
-                )
-            if found == fingerprint:
-                move_folder(self._cache, replaced)
-            else:
-                self._keep_aside(work, found)
+        make_room(self._cache, replaced, work, fingerprint, AGAIN)
         move_folder(self._folder, self._cache)
         discard(replaced)
         remove_temporaries(work, f"discarded-{replaced.name.removeprefix(TEMPORARY)}")
-
-    def _keep_aside(self, work: Path, found: str) -> None:
-        home = work / found
-        with lock(work, found):
-            if home.exists() and not (self._cache / MANIFEST_FILE).is_file():
-                raise MismatchError(
-                    f"{self._cache} is unfinished, and {home} is a work folder of the same cache; remove one, then {AGAIN}"
-                )
-            discard(home)
-            move_folder(self._cache, home)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.errors import MismatchError, RemoteError
-from storage.layout import ShardId
-from storage.manifest import MANIFEST_FILE, Files, RootManifest, manifest_file
+from storage.locking import lock
+from storage.manifest import MANIFEST_FILE
 from storage.reader import read_identity
+from storage.remote.copying import Group, copy_group, groups, refuse_another, refuse_unfinished
 from storage.remote.folder import RemoteFolder
-from storage.remote.root import WORKERS, for_each, shard_of
+from storage.remote.root import WORKERS, for_each
 from storage.verify import verify_cache
-from storage.work import lock
 
 Begun = Callable[[str, int], None]
 Advanced = Callable[[int], None]
@@ -32,18 +31,6 @@ class Transferred:
     """Of the whole cache, or of the splits that were asked for."""
     moved: int
     """Bytes that went over the wire; the others were there."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Files that are vouched for together: those of a shard by its manifest; those beside the shards by nobody."""
-
-    shard: ShardId | None
-    files: Files
-
-    @property
-    def size(self) -> int:
-        return sum(record.size for record in self.files.values())
 
 
 def push(
@@ -79,21 +66,21 @@ def push(
         size = sum(record.size for record in manifest.files.values())
         begun("verify", size)
         verify_cache(cache, progress=lambda _name, file_size: advanced(file_size))
-        finished = _refuse_another(remote, manifest)
+        finished = refuse_another(remote, manifest)
         there = remote.sizes()
         moved = 0
         begun("upload", size)
 
-        def copy(group: _Group) -> int:
-            return _copy_group(cache, remote, group, there, verify=verify)
+        def copy(group: Group) -> int:
+            return copy_group(cache, remote, group, there, verify=verify)
 
-        def count(group: _Group, sent: int) -> None:
+        def count(group: Group, sent: int) -> None:
             nonlocal moved
             moved += sent
             advanced(group.size)
 
-        for_each(_groups(manifest.files), copy, count, workers=workers)
-        _refuse_unfinished(remote, manifest.files)
+        for_each(groups(manifest.files), copy, count, workers=workers)
+        refuse_unfinished(remote, manifest.files)
         if not finished:
             remote.upload(cache / MANIFEST_FILE, MANIFEST_FILE)
     return Transferred(
@@ -103,54 +90,3 @@ def push(
         bytes=size,
         moved=moved,
     )
-
-
-def _groups(files: Files) -> Iterator[_Group]:
-    grouped: dict[ShardId | None, Files] = {}
-    for name, record in files.items():
-        grouped.setdefault(shard_of(name), {})[name] = record
-    yield from (_Group(shard, members) for shard, members in grouped.items())
-
-
-def _refuse_another(remote: RemoteFolder, manifest: RootManifest) -> bool:
-    """Whether this very cache is already finished there. Raises `MismatchError` for another of the same fingerprint."""
-    data = remote.read(MANIFEST_FILE)
-    if data is None:
-        return False
-    if data != manifest.to_bytes():
-        raise MismatchError(
-            f"{remote.shown(MANIFEST_FILE)} is of another cache with the same fingerprint (made on another device, or of "
-            f"other splits), and this one has root digest {manifest.root_digest[:12]}...; "
-            "push to another root, or take that one with `pipeline cache pull`"
-        )
-    return True
-
-
-def _copy_group(cache: Path, remote: RemoteFolder, group: _Group, there: Mapping[str, int], *, verify: bool) -> int:
-    """Bring the files of a group there, the one that vouches for the others last; the bytes that were sent."""
-    voucher = None if group.shard is None else manifest_file(group.shard)
-    vouched_for = False
-    if voucher is not None and voucher in there:
-        vouched_for = remote.record(voucher) == group.files[voucher]
-        if not vouched_for:  # another cache's: it must not vouch for what we put there
-            remote.remove(voucher)
-    sent = 0
-    for name, record in sorted(group.files.items(), key=lambda item: item[0] == voucher):
-        whole = there.get(name) == record.size
-        if whole and (verify or not vouched_for):
-            # Of a shard that nobody vouches for, reading back costs as much as sending again.
-            whole = (verify or group.shard is None) and remote.record(name) == record
-        if not whole:
-            remote.upload(cache / name, name)
-            sent += record.size
-    return sent
-
-
-def _refuse_unfinished(remote: RemoteFolder, files: Files) -> None:
-    there = remote.sizes()
-    for name, record in files.items():
-        if there.get(name) != record.size:
-            found = f"holds {there[name]} bytes" if name in there else "is missing"
-            raise RemoteError(
-                f"{remote.shown(name)} {found} after it was sent; expected {record.size}: something else writes there; {AGAIN}"
-            )

@@ -49,13 +49,23 @@ class RemoteReader(CacheReader):
     the local reader. At most `limit_bytes` of shards lie there; threads and processes may share the folder, and the next
     run finds it again. Shards are fetched ahead where `prefetch` was called, or where shards are loaded in their order.
 
-    Raises what `CacheReader` does, naming shard, file and URL, and `RemoteError` where the store fails.
+    Raises what `CacheReader` does, naming shard, file and URL, `MismatchError` for a cache that has not `root_digest`, and
+    `RemoteError` where the store fails.
     """
 
-    def __init__(self, url: str, local: Path, *, limit_bytes: int = LIMIT_BYTES, prefetch: int = PREFETCH) -> None:
-        self._arguments = (url, local, limit_bytes, prefetch)
+    def __init__(
+        self,
+        url: str,
+        local: Path,
+        *,
+        limit_bytes: int = LIMIT_BYTES,
+        prefetch: int = PREFETCH,
+        root_digest: str | None = None,
+    ) -> None:
         self._remote = RemoteFolder(url)
-        identity = Identity.fetch(self._remote)
+        identity = Identity.fetch(self._remote, root_digest)
+        # Opened again, in another process, it must be the same cache.
+        self._arguments = (url, local, limit_bytes, prefetch, identity.manifest.root_digest)
         # Not CacheReader's own __init__, which wants every shard to be there.
         self.folder = local / identity.manifest.root_digest
         self.description, self._manifest = identity.description, identity.manifest
@@ -138,5 +148,5 @@ class RemoteReader(CacheReader):
                     write_durably(path, data)
 
 
-def _reopen(url: str, local: Path, limit_bytes: int, prefetch: int) -> RemoteReader:
-    return RemoteReader(url, local, limit_bytes=limit_bytes, prefetch=prefetch)
+def _reopen(url: str, local: Path, limit_bytes: int, prefetch: int, root_digest: str) -> RemoteReader:
+    return RemoteReader(url, local, limit_bytes=limit_bytes, prefetch=prefetch, root_digest=root_digest)

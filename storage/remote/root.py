@@ -11,7 +11,7 @@ from typing import TypeVar
 from storage.description import CacheDescription
 from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError, RemoteError
 from storage.layout import ShardId, Split
-from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest, json_file, manifest_file, shard_folder
+from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest, group_file, json_file, manifest_file
 from storage.remote.folder import RemoteFolder
 
 T = TypeVar("T")
@@ -33,11 +33,12 @@ class Identity:
     manifest_bytes: bytes
 
     @classmethod
-    def fetch(cls, folder: RemoteFolder) -> Identity:
-        """The identity of the cache at a remote folder.
+    def fetch(cls, folder: RemoteFolder, root_digest: str | None = None) -> Identity:
+        """The identity of the cache at a remote folder; `root_digest`: what it must have.
 
         Raises `IncompleteError` where no finished cache is, `FormatError` for one that needs a newer reader,
-        `CorruptError` for files that are not what a writer makes; each names the URL.
+        `CorruptError` for files that are not what a writer makes, `MismatchError` for another root digest; each names the
+        URL.
         """
         found: dict[str, bytes] = {}
         for name in (MANIFEST_FILE, CACHE_FILE):
@@ -45,7 +46,7 @@ class Identity:
             if data is None:
                 raise IncompleteError(
                     f"{folder.shown()} has no {name}: no finished cache is there; "
-                    "finish it with `pipeline cache push` where the cache is"
+                    "finish it, where the cache is or is made, with `pipeline cache push` or `pipeline cache-teacher --root`"
                 )
             found[name] = data
         try:
@@ -57,6 +58,12 @@ class Identity:
         wrong = _contradiction(description, manifest, found[CACHE_FILE])
         if wrong is not None:
             raise CorruptError(f"{folder.shown(MANIFEST_FILE)} {wrong}; push that cache again from a whole copy")
+        if root_digest not in {None, manifest.root_digest}:
+            raise MismatchError(
+                f"{folder.shown()} has root digest {manifest.root_digest[:12]}...; expected {str(root_digest)[:12]}..., the "
+                "cache that is meant here (cache/manifest.json says it, where DVC tracks that file); `git checkout` the revision "
+                "that belongs to the one there, or name the root that has the other"
+            )
         return cls(
             description=description,
             manifest=manifest,
@@ -175,8 +182,7 @@ def _contradiction(description: CacheDescription, manifest: RootManifest, cache_
     if manifest.files.get(CACHE_FILE) != FileRecord.of_bytes(cache_file):
         return f"was made for another {CACHE_FILE}"
     for shard in description.shard_ids():
-        group = f"{shard_folder(shard)}/zarr.json"
-        for name in (manifest_file(shard), group):
+        for name in (manifest_file(shard), group_file(shard)):
             if name not in manifest.files:
                 return f"lists no {name}"
     return None

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import corpus, tokenize_corpus
+from stages import cache_teacher, corpus, init_student, tokenize_corpus
 from stages.config import load_config
 from stages.context import Artefacts, Context
 from stages.models import load_tokenizer
 from tests.stages.tiny_models import tiny_bert
+from tests.storage.remote_roots import memory, s3, s3_proxy  # noqa: F401  fixtures
 from tests.tiny import tiny_params, write_project
 
 
@@ -45,6 +46,21 @@ def tokenized(tmp_path_factory) -> Path:
     teacher.save_pretrained(project.artefacts.teacher)
     tokenizer.save_pretrained(project.artefacts.teacher)
     return project.folder
+
+
+@pytest.fixture(scope="session")
+def cached(tokenized, tmp_path_factory) -> Project:
+    """A project with its cache and the student's initial weights, never changed by a test."""
+    project = Project(shutil.copytree(tokenized, tmp_path_factory.mktemp("cached") / "project"))
+    project.run(cache_teacher)
+    project.run(init_student, "half")
+    return project
+
+
+@pytest.fixture
+def copy_cached(cached, tmp_path):
+    """A function that gives a fresh copy of it."""
+    return lambda: Project(shutil.copytree(cached.folder, tmp_path / "cached"))
 
 
 @pytest.fixture

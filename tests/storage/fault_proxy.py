@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Kind = Literal["500", "403", "drop", "truncate", "flip", "hold"]
+Kind = Literal["500", "403", "drop", "truncate", "flip", "cut", "hold"]
 
 
 @dataclass
@@ -19,7 +19,8 @@ class Fault:
     """What to do wrong with the next `times` requests of this method whose path contains `path`.
 
     `drop`: the connection breaks in the middle of the body. `truncate`: half of the body, and headers that say so.
-    `flip`: one bit of the body. `hold`: no answer for as long as the proxy lives; `reached` says when it came to that.
+    `flip`: one bit of the body. `cut`: half of the request's body is passed on, so that the store holds half an object.
+    `hold`: no answer for as long as the proxy lives; `reached` says when it came to that.
     """
 
     kind: Kind
@@ -94,8 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
             text = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
             self._answer(int(kind), [("Content-Type", "application/xml")], text, len(text))
             return
+        headers = dict(self.headers.items())
+        if kind == "cut":
+            body = body[: len(body) // 2]
+            headers["Content-Length"] = str(len(body))
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream)
-        connection.request(self.command, self.path, body, dict(self.headers.items()))
+        connection.request(self.command, self.path, body, headers)
         response = connection.getresponse()
         data, length = response.read(), response.headers["Content-Length"]
         if kind == "truncate":

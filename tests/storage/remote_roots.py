@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from storage.remote import RemoteFolder
-from tests.storage.fault_proxy import fault_proxy
+from tests.storage.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.storage.s3_server import BUCKET, environment, s3_server
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +63,18 @@ def opened(url: str) -> RemoteFolder:
     return RemoteFolder(url, first_wait=0.01)
 
 
-def subprocess_environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def rewrite(url: str, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change an object where it lies."""
+    folder = opened(url)
+    folder._fs.pipe_file(folder._full(name), change(folder._fs.cat_file(folder._full(name))))
+
+
+def killed_when(fault: Fault, proxy: FaultProxy, command: list) -> None:
+    """Start a process, wait until the proxy holds its request, and kill it with SIGKILL."""
+    proxy.faults.append(fault)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(list(map(str, command)), cwd=PROJECT, env=environment)
+    assert fault.reached.wait(60), "the process never came so far"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    proxy.reset()

@@ -114,3 +114,14 @@ def test_draws_from_the_tail_need_a_tail():
 def test_targets_are_taken_at_declared_temperatures(layout, name):
     with pytest.raises(ValueError, match=rf"{name} of train is 2.0; expected one of \(1.0, 4.0\)"):
         dataclasses.replace(make_description(layout), temperatures=(1.0, 4.0))
+
+
+def test_a_cache_with_splits_left_out_is_a_part_of_the_whole():
+    whole = make_description(BALANCED)
+    part = dataclasses.replace(whole, splits={"train": whole.splits["train"]})
+    assert part.is_part_of(whole)
+    assert not whole.is_part_of(part)
+    assert not whole.is_part_of(whole)
+    assert not dataclasses.replace(part, hidden_size=7).is_part_of(whole)
+    other = make_description(BALANCED, shards=2)
+    assert not dataclasses.replace(other, splits={"train": other.splits["train"]}).is_part_of(whole)

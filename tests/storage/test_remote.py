@@ -1,10 +1,7 @@
 """Pushing a cache to a remote root and pulling it from there, through faults, to the same bytes."""
 
 import shutil
-import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,14 +15,12 @@ from storage import (
     verify_cache,
 )
 from storage.errors import RemoteError
+from storage.locking import lock
 from storage.remote import RemoteFolder, finished_caches, pull, push, resolve
-from storage.work import lock
 from tests.storage.build import LOGITS_ONLY, MASKED, build_cache, make_description
 from tests.storage.damage import GROUP, SHARD, chunk_file, flip_a_bit
 from tests.storage.fault_proxy import Fault
-from tests.storage.remote_roots import opened, subprocess_environment
-
-PROJECT = Path(__file__).parents[2]
+from tests.storage.remote_roots import killed_when, opened, rewrite
 
 
 @pytest.fixture
@@ -47,12 +42,6 @@ def pulled(tmp_path):
         return done, tmp_path / "there" / "current"
 
     return pull_from
-
-
-def rewrite(url, name, change):
-    """Change an object where it lies."""
-    folder = opened(url)
-    folder._fs.pipe_file(folder._full(name), change(folder._fs.cat_file(folder._full(name))))
 
 
 def with_a_flipped_bit(data):
@@ -163,29 +152,16 @@ def test_an_unfinished_root_is_refused_until_the_push_is_finished(memory, cache,
     assert verify_cache(pulled(memory, fingerprint)[1]) == verify_cache(cache)
 
 
-def killed_when(fault, proxy, *arguments):
-    """Start a transfer, wait until the proxy holds its request, and kill it with SIGKILL."""
-    proxy.faults.append(fault)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.storage.transfer_process", *map(str, arguments)],
-        cwd=PROJECT,
-        env=subprocess_environment(),
-    )
-    assert fault.reached.wait(60), "the transfer never came so far"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    proxy.reset()
-
-
 def test_a_push_and_a_pull_that_are_killed_go_on_where_they_were(s3, tmp_path):
     url, proxy = s3
     cache = build_cache(tmp_path, make_description(MASKED, shards=3))
     expected = verify_cache(cache)
-    killed_when(Fault("hold", "PUT", "/shards/", after=30), proxy, "push", url, tmp_path)
+    transfer = [sys.executable, "-m", "tests.storage.transfer_process"]
+    killed_when(Fault("hold", "PUT", "/shards/", after=30), proxy, [*transfer, "push", url, tmp_path])
     assert finished_caches(opened(url)) == {}
     sent = push(cache, opened(url), tmp_path / "work")
     assert 0 < sent.moved < sent.bytes
-    killed_when(Fault("hold", "GET", "/shards/", after=30), proxy, "pull", url, tmp_path / "there")
+    killed_when(Fault("hold", "GET", "/shards/", after=30), proxy, [*transfer, "pull", url, tmp_path / "there"])
     assert not (tmp_path / "there" / "current").exists()
     fetched = pull(opened(url), sent.fingerprint, tmp_path / "there" / "current", tmp_path / "there" / "work")
     assert 0 < fetched.moved < fetched.bytes

@@ -42,6 +42,7 @@ def test_the_distilbert_recipe_has_the_published_values():
         ("train.temprature", 2.0, r"unknown key train.temprature; did you mean temperature\?"),
         ("trian", {}, r"unknown key trian; did you mean train\?"),
         ("train.steps", "many", "train.steps is 'many'; allowed: an integer"),
+        ("machine.local_shards_gb", 0, "machine.local_shards_gb is 0.0; allowed: more than 0"),
         ("train.steps", True, "train.steps is true; allowed: an integer"),
         ("train.steps", 0, "train.steps is 0; allowed: 1 or more"),
         ("train.epochs", 3, "train.steps is 8; allowed: an integer where train.epochs is null"),
@@ -156,6 +157,7 @@ def test_what_changes_the_targets_changes_the_spec(change):
     [
         {"cache": {"batch_tokens": 99}},
         {"machine": {"threads": 2}},
+        {"machine": {"local_shards_gb": 0.5}},
         {"train": {"temperature": 4.0}},
         {"corpus": {"files": {"paths": ["elsewhere"]}}},
         {"evaluate": {"batch_size": 3}},

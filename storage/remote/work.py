@@ -1,0 +1,240 @@
+"""Writing a cache to a remote root: each shard is published locally, sent whole, and its arrays are removed here.
+
+What lies at the root is the record of progress: a job that restarts on an empty machine computes only what is missing there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from storage.description import CacheDescription
+from storage.errors import CorruptError, IncompleteError, MismatchError, RemoteError
+from storage.files import discard, write_durably, writing
+from storage.layout import ShardId
+from storage.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    RootManifest,
+    ShardManifest,
+    group_file,
+    manifest_file,
+    shard_folder,
+)
+from storage.remote.copying import Group, copy_group, groups, refuse_another, refuse_unfinished, wrong_size
+from storage.remote.folder import RemoteFolder
+from storage.remote.root import Identity, for_each
+from storage.taken_back import Before
+from storage.targets import ShardTargets
+from storage.work import CacheWork, Report
+
+UPLOADS = 4
+"""Shards that are sent at the same time; with the one that is being written, all that lies here."""
+AGAIN = "`pipeline cache-teacher` goes on from here"
+
+Uploaded = Callable[[ShardId], None]
+
+
+def finished_at(root: RemoteFolder, description: CacheDescription) -> RootManifest | None:
+    """What the described cache consists of, where it is finished at the root and a listing shows every file with its size.
+
+    Raises `MismatchError` where a part of it is finished there, and as `Identity.fetch` does.
+    """
+    remote = root.below(description.fingerprint)
+    try:
+        identity = Identity.fetch(remote)
+    except IncompleteError:
+        return None
+    if identity.description.is_part_of(description):
+        raise MismatchError(
+            f"{remote.shown()} is a cache of {', '.join(identity.description.splits)} only; expected "
+            f"{', '.join(description.splits)}; write to another root, or remove that one"
+        )
+    return None if wrong_size(identity.manifest.files, remote.sizes()) else identity.manifest
+
+
+class RemoteWork(CacheWork):
+    """The unfinished cache at `<root>/<fingerprint>`, and the shards under way to it in a work folder. Made by `open_at`.
+
+    The lock holds on this machine; that no other machine writes the same cache to the same root is for its user to see to.
+    """
+
+    def __init__(
+        self, remote_root: RemoteFolder, root: Path, description: CacheDescription, uploaded: Uploaded
+    ) -> None:
+        super().__init__(root, description)
+        self._remote = remote_root.below(description.fingerprint)
+        self._there: Mapping[str, int] = {}
+        self._uploads = _Uploads(self._send, uploaded)
+
+    @classmethod
+    @contextmanager
+    def open_at(
+        cls,
+        remote_root: RemoteFolder,
+        root: Path,
+        description: CacheDescription,
+        uploaded: Uploaded = lambda _shard: None,
+    ) -> Iterator[RemoteWork]:
+        """The described cache at a remote root, begun or resumed; `<root>/<fingerprint>` is the work folder here.
+
+        `uploaded(shard)` is called in the calling thread once a shard is there; what it raises ends the work. When the context
+        ends, uploads that run are waited for and others are dropped.
+
+        Raises as `CacheWork.open`; all that uploads or lists raises `RemoteError`, naming the shard, where the store fails.
+        """
+        work = cls(remote_root, root, description, uploaded)
+        with work._held(), work._uploads:
+            yield work
+
+    @property
+    def kept_in(self) -> str:
+        """Where the finished shards are safe, for messages."""
+        return self._remote.shown()
+
+    def missing(self, report: Report | None = None) -> list[ShardId]:
+        """The shards that are to be computed: neither whole at the root nor whole here. The latter begin to be sent.
+
+        At the root is trusted what push trusts: a shard whose manifest is there, of this plan, with every file at its size.
+        """
+        self._uploads.settle()
+        self._verified.clear()
+        self._there = self._remote.sizes()
+        damaged: dict[ShardId, str] = {}
+
+        def note(shard: ShardId, found: tuple[ShardManifest, bytes] | str | None) -> None:
+            if isinstance(found, tuple):
+                self._take_over(*found)
+            elif found is not None:
+                damaged[shard] = found
+
+        shards = self.description.shard_ids()
+        for_each(shards, self._look, note)
+        missing = []
+        for shard in [shard for shard in shards if shard not in self._verified]:
+            if self._is_whole(shard, None if shard in damaged else report):
+                self._uploads.add(shard)
+            else:
+                missing.append(shard)
+                if report is not None and shard in damaged:
+                    report(shard, damaged[shard])
+        return missing
+
+    def publish(
+        self, shard: ShardId, targets: ShardTargets, computed_with: dict[str, Any], figures: dict[str, Any]
+    ) -> int:
+        """As `CacheWork.publish`; then the shard begins to be sent, once no more than `UPLOADS` others are under way.
+
+        Raises what went wrong with one that was under way.
+        """
+        written = super().publish(shard, targets, computed_with, figures)
+        self._uploads.add(shard)
+        self._uploads.settle(UPLOADS)
+        return written
+
+    def finish(self, destination: Path) -> str:
+        """Send what is beside the shards and, last of all, manifest.json; its root digest.
+
+        Here remains a copy of manifest.json, in the file `destination`. Raises `IncompleteError` while something is missing,
+        `MismatchError` where another cache of the same fingerprint was finished there, which stays as it is.
+        """
+        self._uploads.settle()
+        manifest = self._root_manifest()
+        finished = refuse_another(self._remote, manifest)
+        there = self._remote.sizes()
+        for group in groups(manifest.files):
+            if group.shard is None:
+                copy_group(self.folder, self._remote, group, there, verify=False)
+        refuse_unfinished(self._remote, manifest.files)
+        with writing(MANIFEST_FILE, destination.parent):
+            write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
+            if not finished:
+                self._remote.upload(self.folder / MANIFEST_FILE, MANIFEST_FILE)
+            keep_manifest(manifest, destination)
+            discard(self.folder)
+            Before.forget(self.root, self.description.fingerprint)
+        return manifest.root_digest
+
+    def _look(self, shard: ShardId) -> tuple[ShardManifest, bytes] | str | None:
+        """The manifest of a shard that is whole at the root and its bytes; or what is wrong there; None where it is not."""
+        name, group = manifest_file(shard), group_file(shard)
+        data = self._remote.read(name) if name in self._there else None
+        if data is None:
+            return None
+        try:
+            manifest = ShardManifest.from_bytes(shard, data)
+        except CorruptError as error:
+            return f"{self._remote.shown()}: {error}"
+        wrong = wrong_size(manifest.files, self._there)
+        if wrong is not None:
+            return f"{self._remote.shown(wrong[0])} {wrong[1]}; expected {manifest.files[wrong[0]].size}"
+        metadata = self._remote.read(group) or b""
+        if manifest.files.get(group) != FileRecord.of_bytes(metadata) or not self._is_planned(manifest, metadata):
+            return f"{self._remote.shown(group)} is of another shard or another cache"
+        return manifest, data
+
+    def _take_over(self, manifest: ShardManifest, data: bytes) -> None:
+        """Count a shard at the root as done; what lies here of it goes."""
+        shard = manifest.shard
+        with writing(f"shard {shard}", self.folder):
+            (self.folder / manifest_file(shard)).write_bytes(data)
+            discard(self.folder / shard_folder(shard))
+        self._verified[shard] = manifest
+
+    def _send(self, shard: ShardId) -> None:
+        """Upload a shard that is whole here, and remove its arrays; its manifest stays."""
+        name, manifest = manifest_file(shard), self._verified[shard]
+        files = {**manifest.files, name: FileRecord.of_file(self.folder / name)}
+        try:
+            copy_group(self.folder, self._remote, Group(shard, files), self._there, verify=False)
+            refuse_unfinished(self._remote, manifest.files, below=shard_folder(shard))
+        except RemoteError as error:
+            raise RemoteError(f"shard {shard}: {error}") from error
+        with writing(f"shard {shard}", self.folder):
+            discard(self.folder / shard_folder(shard))
+
+    def _refuse_damaged(self, manifest: ShardManifest) -> None:
+        """Nothing: the shard is no longer here. What the root's listing shows is compared before manifest.json is sent."""
+
+
+def keep_manifest(manifest: RootManifest, file: Path) -> None:
+    """Write what a cache at a remote root consists of to a file here, where DVC tracks it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(file, manifest.to_bytes())
+
+
+class _Uploads:
+    """Sends shards in the background; what goes wrong is raised where the caller settles."""
+
+    def __init__(self, send: Callable[[ShardId], None], uploaded: Uploaded) -> None:
+        self._send, self._uploaded = send, uploaded
+        self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
+        self._under_way: dict[Future[None], ShardId] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def add(self, shard: ShardId) -> None:
+        """Begin to send a shard, or let it wait for its turn."""
+        self._under_way[self._pool.submit(self._send, shard)] = shard
+
+    def settle(self, left: int = 0) -> None:
+        """Wait until no more than `left` are under way. Raises the error of one that failed."""
+        self._collect(timeout=0)
+        while len(self._under_way) > left:
+            self._collect(timeout=None)
+
+    def _collect(self, timeout: float | None) -> None:
+        for future in wait(self._under_way, timeout, FIRST_COMPLETED).done:
+            shard = self._under_way.pop(future)
+            future.result()
+            self._uploaded(shard)

@@ -1,0 +1,147 @@
+"""Stage two from a remote root: the same student as from a folder, in bounded room, and never from another cache."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+
+from stages import cache_teacher, evaluate, init_student, train_student
+from stages.cache_location import open_cache
+from stages.context import Artefacts, Context, Silent
+from stages.errors import InputError
+from storage import CacheError, CacheReader, MismatchError
+from storage.remote import pull, push
+from tests.storage.remote_roots import opened
+
+
+@pytest.fixture
+def project(copy_cached):
+    return copy_cached()
+
+
+def push_to(url, project):
+    return push(project.artefacts.cache, opened(url), project.artefacts.cache_work)
+
+
+def at_root(project, url, progress=None):
+    """The context of a command with `--root url`."""
+    return Context(artefacts=Artefacts(project=project.folder, root=url), progress=progress or Silent())
+
+
+def forget(project, *more):
+    """Remove what training makes, and `more`."""
+    artefacts = project.artefacts
+    for folder in (artefacts.student, artefacts.checkpoints, artefacts.runs, *more):
+        shutil.rmtree(folder)
+
+
+def outcome(project):
+    """What a training and its evaluation give."""
+    figures = json.loads((project.artefacts.runs / "evaluation.json").read_text())
+    return load_file(project.artefacts.student / "model.safetensors"), figures
+
+
+def bytes_below(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+class Watch(Silent):
+    """Notes how much lies in a folder whenever a stage reports."""
+
+    def __init__(self, folder):
+        self.folder, self.most = folder, 0
+
+    def advance(self, _amount=1, **_figures):
+        self.most = max(self.most, *(bytes_below(shards) for shards in self.folder.glob("*/shards")))
+
+
+def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in_the_room_that_is_allowed(project, s3):
+    url, _ = s3
+    project.run(train_student)
+    project.run(evaluate)
+    weights, figures = outcome(project)
+    shards = CacheReader(project.artefacts.cache).description.shard_ids()
+    largest = max(bytes_below(project.artefacts.cache / f"shards/{shard}.zarr") for shard in shards)
+    limit = 3 * largest
+    assert limit < bytes_below(project.artefacts.cache / "shards")
+    push_to(url, project)
+    forget(project, project.artefacts.cache, project.artefacts.teacher, project.artefacts.tokens)
+    project.set(machine={"local_shards_gb": limit / 2**30})
+    watch = Watch(project.artefacts.local_shards)
+    for stage in (train_student, evaluate):
+        project.run(stage, context=at_root(project, url, watch))
+    found, found_figures = outcome(project)
+    assert found_figures == figures
+    assert found.keys() == weights.keys()
+    assert all(found[name].equal(weights[name]) for name in weights)
+    assert 0 < watch.most <= limit
+    assert not project.artefacts.cache.exists()
+
+
+def test_random_initial_weights_take_the_teachers_shape_from_a_root(project, memory):
+    project.set(students={"half": {"initialise": "random", "layer_map": None}})
+    project.run(init_student, "half")
+    push_to(memory, project)
+    init = project.artefacts.student_init("half")
+    before = load_file(init / "model.safetensors")
+    shutil.rmtree(project.artefacts.cache)
+    shutil.rmtree(project.artefacts.teacher)
+    init_student.write_initial_weights(project.config, at_root(project, memory), "half")
+    assert all(load_file(init / "model.safetensors")[name].equal(before[name]) for name in before)
+
+
+def test_the_tracked_manifest_says_which_cache_is_read_and_another_root_digest_is_refused(
+    project, make_project, memory
+):
+    other = make_project(cache={"batch_tokens": 64})  # other bytes in the shards' manifests
+    other.run(cache_teacher)
+    push_to(memory, other)
+    shutil.copy(other.artefacts.cache / "manifest.json", project.artefacts.tracked_manifest)
+    assert (
+        open_cache(project.config, at_root(project, memory)).root_digest
+        == CacheReader(other.artefacts.cache).root_digest
+    )
+    shutil.copy(project.artefacts.cache / "manifest.json", project.artefacts.tracked_manifest)
+    with pytest.raises(MismatchError, match=r"has root digest .*; expected .*cache/manifest.json.*git checkout"):
+        project.run(train_student, context=at_root(project, memory))
+    assert not project.artefacts.student.exists()
+
+
+def test_a_cache_at_the_root_that_was_made_with_other_parameters_is_refused_by_name(project, memory):
+    push_to(memory, project)
+    project.set(cache={"top_k": 8})
+    with pytest.raises(MismatchError, match=f"the cache at {memory} was made with other parameters: cache.top_k"):
+        project.run(train_student, context=at_root(project, memory))
+
+
+def test_a_bound_that_is_too_small_names_the_parameter(project, memory):
+    push_to(memory, project)
+    project.set(machine={"local_shards_gb": 1e-6})
+    with pytest.raises(CacheError, match=r"machine\.local_shards_gb"):
+        project.run(train_student, context=at_root(project, memory))
+
+
+def test_shards_of_the_cache_that_was_read_before_make_room(project, memory):
+    push_to(memory, project)
+    first = open_cache(project.config, at_root(project, memory))
+    first.load(first.shards("train")[0])
+    assert list((first.folder / "shards").iterdir())
+    project.set(cache={"top_k": 8})
+    project.run(cache_teacher)
+    push_to(memory, project)
+    second = open_cache(project.config, at_root(project, memory))
+    assert second.root_digest != first.root_digest
+    assert not list((first.folder / "shards").iterdir())
+    first.load(first.shards("train")[0])  # who reads it still fetches it again
+
+
+def test_a_cache_without_the_split_that_is_needed_says_what_to_do(project, memory):
+    done = push_to(memory, project)
+    pull(
+        opened(memory), done.fingerprint, project.artefacts.cache, project.artefacts.cache_work,
+        splits=["train", "validation"],
+    )  # fmt: skip
+    open_cache(project.config, project.context, "train", "validation")
+    with pytest.raises(InputError, match=r"holds train, validation and no test; .*pipeline cache pull"):
+        open_cache(project.config, project.context, "test")
