@@ -7,7 +7,7 @@ a manifest; each is recognised and redone (FORMAT.md, section 8). The files on d
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -209,6 +209,17 @@ class CacheWork:
         arrays = targets.encode(self.description, layout)
         if "top_gap" in arrays:
             figures = {**figures, "saturated_gaps": int(np.count_nonzero(arrays["top_gap"] == GAP_MAX))}
+        return self.store(shard, arrays, targets.counts, computed_with, figures)
+
+    def store(
+        self,
+        shard: ShardId,
+        arrays: Mapping[str, NDArray[Any]],
+        counts: dict[str, int],
+        computed_with: dict[str, Any],
+        figures: dict[str, Any],
+    ) -> int:
+        """Store one shard of arrays that are checked and encoded already; the bytes written."""
         teacher_saw = digest_of_what_the_teacher_saw(arrays)
         name = shard_folder(shard)
         with writing(f"shard {shard}", self.folder):
@@ -220,7 +231,7 @@ class CacheWork:
             move_folder(temporary, self.folder / name)
         manifest = ShardManifest(
             shard=shard,
-            counts=targets.counts,
+            counts=counts,
             files=files,
             teacher_saw=teacher_saw,
             computed_with=computed_with,
@@ -235,7 +246,7 @@ class CacheWork:
         return sum(record.size for record in files.values()) + len(data)
 
     def _write_temporary(
-        self, shard: ShardId, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]
+        self, shard: ShardId, arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any]
     ) -> tuple[Path, Files]:
         temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
         discard(temporary)

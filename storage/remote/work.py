@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from numpy.typing import NDArray
+
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError, MismatchError, RemoteError
 from storage.files import discard, write_durably, writing
@@ -29,7 +31,6 @@ from storage.remote.copying import Group, copy_group, groups, refuse_another, re
 from storage.remote.folder import RemoteFolder
 from storage.remote.root import Identity, for_each
 from storage.taken_back import Before
-from storage.targets import ShardTargets
 from storage.work import CacheWork, Report
 
 UPLOADS = 4
@@ -124,14 +125,19 @@ class RemoteWork(CacheWork):
                     report(shard, damaged[shard])
         return missing
 
-    def publish(
-        self, shard: ShardId, targets: ShardTargets, computed_with: dict[str, Any], figures: dict[str, Any]
+    def store(
+        self,
+        shard: ShardId,
+        arrays: Mapping[str, NDArray[Any]],
+        counts: dict[str, int],
+        computed_with: dict[str, Any],
+        figures: dict[str, Any],
     ) -> int:
-        """As `CacheWork.publish`; then the shard begins to be sent, once no more than `UPLOADS` others are under way.
+        """As `CacheWork.store`; then the shard begins to be sent, once no more than `UPLOADS` others are under way.
 
         Raises what went wrong with one that was under way.
         """
-        written = super().publish(shard, targets, computed_with, figures)
+        written = super().store(shard, arrays, counts, computed_with, figures)
         self._uploads.add(shard)
         self._uploads.settle(UPLOADS)
         return written
