@@ -6,7 +6,6 @@ they are added up. Masked and unmasked positions are told apart: a teacher that 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from storage import CacheReader, ShardTargets
+from storage.cache_info import KINDS, bytes_by_array, mean_figures
 
 ENTROPY_EDGES = np.arange(0.0, 13.0, 0.5)
 """Nats; log of a vocabulary of 120,000 is 11.7, and the last bin takes what is beyond it."""
 MASS_EDGES = np.linspace(0.0, 1.0, 21)
-POSITIONS = ("masked", "unmasked")
 COLUMNS = ("figure", "temperature", "positions", "low", "high", "share")
 
 _EDGES = {"entropy": ENTROPY_EDGES, "retained_mass": MASS_EDGES}
@@ -34,7 +33,7 @@ def shard_figures(
     """
     figures: dict[str, dict[str, Any]] = {}
     retained = _retained_mass(targets, temperatures)
-    for name, chosen in zip(POSITIONS, (masked, ~masked), strict=True):
+    for name, chosen in zip(KINDS, (masked, ~masked), strict=True):
         if not chosen.any():
             continue
         entry: dict[str, Any] = {"positions": int(chosen.sum()), "entropy": {}, "retained_mass": {}}
@@ -53,11 +52,8 @@ class TrainFigures:
         shards = [shard for shard in reader.description.shard_ids() if shard.split == "train"]
         self._figures = [reader.shard_figures(shard) for shard in shards]
         self._positions = max(1, sum(reader.shard_counts(shard)["rows"] for shard in shards))
-        self._bytes: Counter[str] = Counter()
-        for name, record in reader.files.items():
-            if name.startswith("shards/train-"):
-                array, *below = name.split("/")[2:]
-                self._bytes[array if below else "metadata"] += record.size
+        train = {name: record for name, record in reader.files.items() if name.startswith("shards/train-")}
+        self._bytes = bytes_by_array(train)
 
     def bytes_per_position(self) -> dict[str, float]:
         """Bytes on disk per cached position, by array; `metadata` is the Zarr groups' own description."""
@@ -69,18 +65,17 @@ class TrainFigures:
 
     def retained_mass(self) -> dict[str, float]:
         """Mean over all positions, by temperature; empty where no logits are kept."""
-        return self._mean("retained_mass", POSITIONS)
+        found = mean_figures(entry for kind in KINDS for entry in self._entries(kind))
+        return dict(found.get("retained_mass", {}))
 
-    def of(self, positions: str) -> dict[str, Any]:
+    def of(self, kind: str) -> dict[str, Any]:
         """Number and means of the positions of one kind, `masked` or `unmasked`; empty where none are cached."""
-        count = sum(entry["positions"] for entry in self._entries(positions))
-        if not count:
-            return {}
-        return {"positions": count, **{name: self._mean(name, (positions,)) for name in _EDGES}}
+        found = mean_figures(self._entries(kind))
+        return {**found, **{name: found.get(name, {}) for name in _EDGES}} if found else {}
 
     def histograms(self) -> Iterator[dict[str, Any]]:
         """Rows of `COLUMNS`: the share of the positions of a kind in each bin from `low` to `high`."""
-        for positions in POSITIONS:
+        for positions in KINDS:
             entries = list(self._entries(positions))
             for name, edges in _EDGES.items():
                 for temperature in entries[0][name] if entries else ():
@@ -91,14 +86,6 @@ class TrainFigures:
 
     def _entries(self, positions: str) -> Iterator[Mapping[str, Any]]:
         return (figures[positions] for figures in self._figures if positions in figures)
-
-    def _mean(self, name: str, kinds: tuple[str, ...]) -> dict[str, float]:
-        entries = [entry for kind in kinds for entry in self._entries(kind)]
-        count = sum(entry["positions"] for entry in entries)
-        return {
-            temperature: round(sum(e["positions"] * e[name][temperature]["mean"] for e in entries) / count, 4)
-            for temperature in (entries[0][name] if entries else ())
-        }
 
 
 def _retained_mass(targets: ShardTargets, temperatures: tuple[float, ...]) -> list[npt.NDArray[np.float32]]:

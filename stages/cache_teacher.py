@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.cache_figures import COLUMNS, POSITIONS, TrainFigures, shard_figures
+from stages.cache_figures import COLUMNS, TrainFigures, shard_figures
 from stages.cache_location import push_cache
 from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
@@ -39,6 +39,7 @@ from storage import (
     differing_fields,
     verify_cache,
 )
+from storage.cache_info import KINDS
 from storage.manifest import MANIFEST_FILE, RootManifest
 from storage.reader import read_identity
 from storage.remote import RemoteFolder, RemoteReader, RemoteWork, finished_at, keep_manifest
@@ -306,7 +307,7 @@ def _report(
         "root_digest": root_digest,
         "positions": rows,
         "bytes_per_position": train.bytes_per_position(),
-        **{positions: train.of(positions) for positions in POSITIONS},
+        **{kind: train.of(kind) for kind in KINDS},
     }
     write_json(artefacts.cache_figures, figures)
     write_csv(artefacts.cache_distributions, COLUMNS, train.histograms())

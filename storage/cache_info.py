@@ -11,7 +11,7 @@ from storage.description import CacheDescription
 from storage.errors import CorruptError
 from storage.identity import canonical_json
 from storage.layout import FORMAT_VERSION, ShardId
-from storage.manifest import ShardManifest, manifest_file, shard_folder, sum_of_counts
+from storage.manifest import Files, ShardManifest, manifest_file, sum_of_counts
 from storage.reader import read_identity
 
 KINDS = ("masked", "unmasked")
@@ -55,7 +55,7 @@ def _split_info(description: CacheDescription, split: str, shards: Mapping[Shard
         str(variant): sum_of_counts(found.counts for shard, found in mine.items() if shard.variant == variant)
         for variant in sorted({shard.variant for shard in mine})
     }
-    sizes = _bytes_by_array(mine)
+    sizes = bytes_by_array({name: record for found in mine.values() for name, record in found.files.items()})
     positions = sum(counts["rows"] for counts in variants.values())
     return {
         "layout": next(found.layout.to_json() for name, found in description.splits.items() if name == split),
@@ -64,22 +64,28 @@ def _split_info(description: CacheDescription, split: str, shards: Mapping[Shard
         "positions": positions,
         "bytes": sizes.total(),
         "bytes_per_position": {name: round(size / max(1, positions), 3) for name, size in sizes.most_common()},
-        **{kind: means for kind in KINDS if (means := _means([found.figures.get(kind) for found in mine.values()]))},
+        **{
+            kind: means
+            for kind in KINDS
+            if (means := mean_figures([found.figures.get(kind) for found in mine.values()]))
+        },
     }
 
 
-def _bytes_by_array(shards: Mapping[ShardId, ShardManifest]) -> Counter[str]:
-    """Bytes that the shards' manifests record, by array; `metadata` is the groups' own description."""
+def bytes_by_array(files: Files) -> Counter[str]:
+    """Bytes of the files of shards, given by their paths in the cache, by array; `metadata` is the groups' own description."""
     sizes: Counter[str] = Counter()
-    for shard, found in shards.items():
-        for name, record in found.files.items():
-            array, below, _ = name.removeprefix(f"{shard_folder(shard)}/").partition("/")
-            sizes[array if below else "metadata"] += record.size
+    for name, record in files.items():
+        _, _, array, *below = name.split("/")
+        sizes[array if below else "metadata"] += record.size
     return sizes
 
 
-def _means(figures: Iterable[object]) -> dict[str, Any]:
-    """Means over shards, weighted by their positions; empty where no shard recorded such figures (an older cache)."""
+def mean_figures(figures: Iterable[object]) -> dict[str, Any]:
+    """Means of what shards recorded of their positions, weighted by the number of these.
+
+    `positions`, and by temperature `entropy` (nats) and `retained_mass`; without what no shard recorded (an older cache).
+    """
     known = [entry for entry in figures if isinstance(entry, Mapping) and entry.get("positions")]
     positions = sum(entry["positions"] for entry in known)
     means: dict[str, Any] = {"positions": positions} if known else {}

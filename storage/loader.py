@@ -22,7 +22,7 @@ from storage import errors
 from storage.errors import CacheError
 from storage.layout import ShardId
 from storage.reader import CacheReader
-from storage.shard import assemble, shard_shapes
+from storage.shard import Allocate, assemble, shard_shapes
 from storage.shard_arrays import ShardArrays
 from storage.slots import Slots
 
@@ -206,10 +206,29 @@ def serve_in_child(connection: int, descriptor: int, count: int, size: int) -> N
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(connection)
-    serve(pipe.recv(), pipe, Slots(count, size, descriptor))
+    try:
+        reader = pipe.recv()  # one at a remote root is opened anew
+    except CacheError as error:
+        reader = _Unopened(error)
+    serve(reader, pipe, Slots(count, size, descriptor))
 
 
-def serve(reader: CacheReader, connection: Connection, memory: Slots) -> None:
+class _Unopened:
+    """Stands for a reader that could not be opened: every shard has the same error."""
+
+    def __init__(self, error: CacheError) -> None:
+        self._error = error
+
+    def prefetch(self, shards: Iterable[ShardId]) -> None:
+        """Fetch nothing."""
+
+    def load(self, shard: ShardId, allocate: Allocate) -> ShardArrays:
+        """Raise what opening raised."""
+        del shard, allocate
+        raise self._error
+
+
+def serve(reader: CacheReader | _Unopened, connection: Connection, memory: Slots) -> None:
     """Decode the shards that are asked for, one after the other, each into its slot."""
     asked: deque[tuple[ShardId, int]] = deque()
     try:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from storage import CacheError, CacheReader, CorruptError, ShardLoader, decoded_bytes
+from storage.errors import RemoteError
 from storage.slots import Slots
 from tests.storage.build import LAYOUTS, build_cache, make_description
 from tests.storage.damage import flip_a_bit
@@ -141,6 +142,26 @@ def test_a_process_that_was_killed_is_an_error_that_names_the_shard(cache):
         os.kill(loader._process.pid, signal.SIGKILL)
         with pytest.raises(CacheError, match=f"{shards[1]}: the process that reads shards has ended .SIGKILL.*memory"):
             loader.get(1, shards[1])
+
+
+class Unopenable(CacheReader):
+    """Stands for a remote root that does not answer when the process opens it."""
+
+    def __reduce__(self):
+        return open_in_vain, ()
+
+
+def open_in_vain():
+    raise RemoteError("s3://bucket/caches does not answer")
+
+
+def test_a_reader_that_the_process_cannot_open_is_the_error_of_every_shard(cache):
+    reader = Unopenable(cache)
+    shards = reader.shards("train")
+    with loader_of(reader, [(0, shard) for shard in shards], slots=SHARDS) as loader:
+        for shard in shards[:2]:
+            with pytest.raises(RemoteError, match="s3://bucket/caches does not answer"):
+                loader.get(0, shard)
 
 
 def test_it_goes_on_when_the_whole_process_group_is_asked_to_stop(cache):
