@@ -30,6 +30,11 @@ def arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def rounds(options: argparse.Namespace) -> int:
+    """How often each contender is measured."""
+    return 1 if options.quick else ROUNDS
+
+
 @dataclass(frozen=True)
 class Spread:
     """A median over rounds, and the range that the rounds span."""
@@ -47,13 +52,13 @@ class Spread:
         return f"{self.median:,.{digits}f} ({self.low:,.{digits}f} to {self.high:,.{digits}f})"
 
 
-def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleaved(contenders: Mapping[str, Callable[[], float]], count: int = ROUNDS) -> dict[str, list[float]]:
     """What each contender returns, for each round: one after the other within a round, so that all see the same machine.
 
     A first round that does not count fills caches and compiles what is compiled once.
     """
     results: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-1, rounds):
+    for number in range(-1, count):
         for name, run in contenders.items():
             gc.collect()
             value = run()

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from cache_of_noise import Shapes, build
-from measure import Spread, arguments, finish, interleaved, one_core, ratio
+from measure import Spread, arguments, finish, interleaved, one_core, ratio, rounds
 from numcodecs import zstd
 from numpy.typing import NDArray
 
@@ -293,7 +293,7 @@ def main() -> None:
             return lambda: tokens_per_second(cache, contenders[name], slow=name == "random")
 
         with one_core():
-            speeds = interleaved({name: measured(name) for name in contenders})
+            speeds = interleaved({name: measured(name) for name in contenders}, rounds(options))
         held = memory_by_epoch(cache)
         slot = decoded_bytes(reader, cache.shards) / 1e6
     print_table(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_of_noise import Shapes, describe, targets
-from measure import Spread, arguments, finish, interleaved, one_core, ratio
+from measure import Spread, arguments, finish, interleaved, one_core, ratio, rounds
 from numcodecs import zstd
 from numpy.typing import NDArray
 
@@ -88,7 +88,7 @@ def main() -> None:
             "publish": lambda: work.publish(SHARD, found, {}, {}),
         }
         with one_core():
-            times = interleaved({name: partial(seconds, run) for name, run in runs.items()})
+            times = interleaved({name: partial(seconds, run) for name, run in runs.items()}, rounds(options))
         size = sum(file.stat().st_size for file in (work.folder / "shards").rglob("*") if file.is_file())
     rows = found.rows
     names = {
