@@ -17,7 +17,7 @@ import torch
 from ladder.figures import Entry, add_gradients, measure
 from ladder.gradient import StudentGradient
 from ladder.picture import draw
-from ladder.rungs import rungs
+from ladder.rungs import PER_ROW, rungs
 from ladder.source import find, find_student
 from ladder.tables import tables
 from ladder.teacher import SPLIT, Teacher
@@ -31,6 +31,7 @@ GRADIENT_POSITIONS = 1024
 
 
 def main() -> None:
+    """Measure, print, and write what was asked for."""
     arguments = _arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -60,12 +61,10 @@ def _measure(
     description = reader.description
     layout = description.splits[SPLIT].layout
     teacher = Teacher.of(reader, QUICK_POSITIONS if arguments.quick else arguments.positions)
-    chosen = list(
-        rungs(
-            layer=layout.hidden_layers[-1],
-            hidden_size=description.hidden_size,
-            vocabulary_size=description.vocabulary_size,
-        )
+    chosen = rungs(
+        layer=layout.hidden_layers[-1],
+        hidden_size=description.hidden_size,
+        vocabulary_size=description.vocabulary_size,
     )
     heading = (
         f"{len(teacher.hidden):,} positions ({int(teacher.masked.sum()):,} masked), H = {description.hidden_size}, "
@@ -107,15 +106,13 @@ def _ratios(entries: Sequence[Entry]) -> dict[str, Spread]:
         "bytes, balanced / exact": balanced.total_bytes / exact.total_bytes,
         "bytes, small / balanced": small.total_bytes / balanced.total_bytes,
     }
-    per_row = by_name.get("hidden int8, a scale per row")
-    groups = by_name.get("hidden int8, groups of 64") or by_name["hidden int8, groups of 32"]
-    bfloat = by_name["hidden bfloat16"]
-    if per_row is not None:
-        values["KL T = 1, int8 per row / in groups"] = per_row.kl["1.0"]["all"] / groups.kl["1.0"]["all"]
-    values["KL T = 1, int8 in groups / bfloat16"] = groups.kl["1.0"]["all"] / bfloat.kl["1.0"]["all"]
+    per_row, bfloat16 = by_name[PER_ROW], by_name["hidden bfloat16"]
+    groups = by_name.get("hidden int8, groups of 64", per_row)
+    values["KL T = 1, int8 per row / in groups of 64"] = per_row.kl["1.0"]["all"] / groups.kl["1.0"]["all"]
+    values["KL T = 1, int8 in groups of 64 / bfloat16"] = groups.kl["1.0"]["all"] / bfloat16.kl["1.0"]["all"]
     if small.gradient:
-        top = next(entry for entry in entries if entry.family == "top_k" and entry.tail == "rest" and "32" in entry.name)
-        values["gradient error, top-32 + rest / int8 hidden"] = top.gradient["2.0"]["all"] / balanced.gradient["2.0"]["all"]
+        top = by_name["top-32, grid 1/8"].gradient["2.0"]["all"]
+        values["gradient error, top-32 + rest / balanced"] = top / balanced.gradient["2.0"]["all"]
         draws = by_name["50 draws"].averaged
         values["gradient error, mean of 16 draws / one"] = draws["16"]["all"] / draws["1"]["all"]
     return {name: Spread(value, value, value) for name, value in values.items()}
@@ -126,7 +123,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "cache", nargs="?", type=Path, help="a finished cache; else cache/current here, else one is made"
     )
-    parser.add_argument("--student", type=Path, metavar="FOLDER", help="a trained student; else models/student beside it")
+    parser.add_argument(
+        "--student", type=Path, metavar="FOLDER", help="a trained student; else models/student beside it"
+    )
     parser.add_argument("--positions", type=int, default=POSITIONS, help=f"of the yardstick, about ({POSITIONS:,})")
     parser.add_argument(
         "--gradient-positions", type=int, default=GRADIENT_POSITIONS, help=f"of the gradient ({GRADIENT_POSITIONS:,})"

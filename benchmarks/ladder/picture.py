@@ -7,9 +7,12 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ladder.figures import Entry
 from stages.report_page.drawing import style
+
+Value = Callable[[Entry], float | None]
 
 _LOOKS = {
     "hidden": ("#0072b2", "o", "hidden state, through the head"),
@@ -22,6 +25,15 @@ _LOOKS = {
 }
 """Colour, marker and name by what stands for the distribution; colours after Okabe and Ito."""
 
+_SHORTER = (
+    ("hidden int8, groups of ", "int8/"),
+    ("hidden int8, a scale per row", "int8/row"),
+    ("hidden ", ""),
+    (", grid 1/8", ""),
+    (" at T = ", ", T="),
+    (" draws outside", " drawn"),
+)
+
 
 def draw(entries: Sequence[Entry], file: Path, title: str) -> None:
     """Write the picture; the ending of `file` chooses its format."""
@@ -33,6 +45,7 @@ def draw(entries: Sequence[Entry], file: Path, title: str) -> None:
         panels[0].set_ylabel("KL(teacher || rebuilt) at T = 2, whole vocabulary, nats")
         if gradients:
             _panel(panels[1], entries, lambda entry: entry.gradient.get("2.0", {}).get("all"))
+            _add_averages(panels[1], entries)
             panels[1].set_ylabel("relative error of the encoder's gradient at T = 2, one batch")
         handles: dict[str, object] = {}
         for panel in panels:
@@ -49,36 +62,48 @@ def _look(entry: Entry) -> str:
 
 
 def _label(entry: Entry) -> str:
-    """Short; one label serves all tails of a rung."""
-    if entry.tail not in (None, "rest"):
+    """Short; the codings of the same ids lie on top of each other, so one of them is named, and one tail of it."""
+    if entry.tail not in (None, "rest") or (entry.family == "top_k" and not entry.name.endswith("grid 1/8")):
         return ""
-    for long, short in (
-        ("hidden int8, groups of ", "int8/"),
-        ("hidden int8, a scale per row", "int8/row"),
-        ("hidden ", ""),
-        (" at T = ", "@"),
-        (", grid 1/8", ""),
-        (" draws outside", " drawn"),
-    ):
-        entry_name = entry.name if long is None else entry.name
-        if long in entry_name:
-            return entry_name.replace(long, short).replace(", grid 1/8", "")
-    return entry.name
+    name = entry.name
+    for long, short in _SHORTER:
+        name = name.replace(long, short)
+    return name
 
 
-def _panel(panel: Axes, entries: Sequence[Entry], value: Callable[[Entry], float | None]) -> None:
+def _panel(panel: Axes, entries: Sequence[Entry], value: Value) -> None:
     for look, (colour, marker, name) in _LOOKS.items():
-        points = [
-            (entry.total_bytes, error, _label(entry))
-            for entry in entries
-            if _look(entry) == look and (error := value(entry)) is not None and 1e-12 < error < float("inf")
-        ]
+        points = _points([entry for entry in entries if _look(entry) == look], value)
         if not points:
             continue
-        size = 90 if marker == "*" else 26
-        panel.scatter(*zip(*[point[:2] for point in points], strict=True), s=size, c=colour, marker=marker, label=name)
-        for x, y, text in points:
-            place = (5, -9) if look == "preset" else (5, 3)
-            panel.annotate(text, (x, y), xytext=place, textcoords="offset points", fontsize=6.5, color=colour)
+        x, y, _ = zip(*points, strict=True)
+        panel.scatter(x, y, s=90 if marker == "*" else 24, c=colour, marker=marker, label=name)
+        for bytes_, error, text in points:
+            place, side = ((-6, -10), "right") if look == "preset" else ((5, 3), "left")
+            panel.annotate(
+                text, (bytes_, error), xytext=place, textcoords="offset points", ha=side, fontsize=6.5, color=colour
+            )
     panel.set(xscale="log", yscale="log", xlabel="bytes per position on disk, with tokens and statistics")
-    panel.margins(x=0.12)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.margins(x=0.14, y=0.08)
+
+
+def _add_averages(panel: Axes, entries: Sequence[Entry]) -> None:
+    """Hollow marks below those of the draws: what is left of the error after sixteen independent sets."""
+    draws = [entry for entry in entries if _look(entry) == "draws"]
+    colour, marker, _ = _LOOKS["draws"]
+    for entry in draws:
+        one, mean = entry.averaged["1"]["all"], entry.averaged["16"]["all"]
+        panel.plot([entry.total_bytes] * 2, [one, mean], color=colour, linewidth=0.6)
+        label = "ids drawn, mean of 16 sets" if entry is draws[0] else None
+        panel.scatter(
+            entry.total_bytes, mean, s=24, facecolors="white", edgecolors=colour, marker=marker, zorder=3, label=label
+        )
+
+
+def _points(entries: Sequence[Entry], value: Value) -> list[tuple[float, float, str]]:
+    """Bytes, error and label, where the error is neither 0 (but for rounding) nor infinite."""
+    found = [(entry.total_bytes, value(entry), _label(entry)) for entry in entries]
+    return [(x, y, text) for x, y, text in found if y is not None and 1e-12 < y < float("inf")]

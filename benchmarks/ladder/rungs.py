@@ -9,6 +9,7 @@ from typing import Any, Literal
 from stages.config import PRESETS, CacheConfig, CachedSequences
 from storage import Layout
 
+PER_ROW = "hidden int8, a scale per row"
 TEMPERATURES = (1.0, 2.0)
 TEMPERATURE = 2.0
 """Of training, and of all draws."""
@@ -45,41 +46,59 @@ class Rung:
         return self.layout.hidden != "none"
 
 
-def rungs(*, layer: int, hidden_size: int, vocabulary_size: int) -> Iterator[Rung]:
+def rungs(*, layer: int, hidden_size: int, vocabulary_size: int) -> list[Rung]:
     """All rungs for a teacher whose last block is `layer`."""
+    most = vocabulary_size - 1  # there must be a tail
+    return [
+        *_hidden(layer, hidden_size),
+        *_top_k(most),
+        *_threshold(most),
+        *(Rung(f"{n} draws", "draws", _layout(draws=n, draw_temperature=TEMPERATURE)) for n in DRAWS),
+        *_head_and_tail(most),
+        *(
+            Rung(name, "preset", _preset(name, layer, hidden_size, vocabulary_size), exact_head=name == "lossless")
+            for name in PRESETS
+        ),
+    ]
 
-    def layout(**changes: Any) -> Layout:
-        nothing = {"positions": "all", "hidden": "none", "hidden_layers": (), "logits": "none", "top_k": 0}
-        return Layout(**{**nothing, **changes})
 
+def _layout(**changes: Any) -> Layout:
+    nothing = {"positions": "all", "hidden": "none", "hidden_layers": (), "logits": "none", "top_k": 0}
+    return Layout(**{**nothing, **changes})
+
+
+def _hidden(layer: int, hidden_size: int) -> Iterator[Rung]:
     for coding in ("float32", "float16", "bfloat16"):
-        yield Rung(f"hidden {coding}", "hidden", layout(hidden=coding, hidden_layers=(layer,)))
-    for group in (32, 64, 128, hidden_size):
-        name = "hidden int8, a scale per row" if group == hidden_size else f"hidden int8, groups of {group}"
-        if group <= hidden_size:
-            yield Rung(name, "hidden", layout(hidden="int8", hidden_layers=(layer,), hidden_group=group))
-    for k in (8, 16, 32, 64):
-        if k < vocabulary_size:
-            yield Rung(f"top-{k}, grid 1/8", "top_k", layout(logits="grid", top_k=k), TAILS)
-    k = min(32, vocabulary_size - 1)
+        yield Rung(f"hidden {coding}", "hidden", _layout(hidden=coding, hidden_layers=(layer,)))
+    for group in (*(group for group in (32, 64, 128) if group < hidden_size), hidden_size):
+        name = PER_ROW if group == hidden_size else f"hidden int8, groups of {group}"
+        yield Rung(name, "hidden", _layout(hidden="int8", hidden_layers=(layer,), hidden_group=group))
+
+
+def _top_k(most: int) -> Iterator[Rung]:
+    for k in sorted({min(k, most) for k in (8, 16, 32, 64)}):
+        yield Rung(f"top-{k}, grid 1/8", "top_k", _layout(logits="grid", top_k=k), TAILS)
+    k = min(32, most)
     for coding in ("float32", "float16"):
-        yield Rung(f"top-{k}, {coding}", "top_k", layout(logits=coding, top_k=k), ("rest",))
+        yield Rung(f"top-{k}, {coding}", "top_k", _layout(logits=coding, top_k=k), ("rest",))
     for parts in (16, 4):
-        coarse = layout(logits="grid", grid_step=1 / parts, top_k=k)
-        yield Rung(f"top-{k}, grid 1/{parts}", "top_k", coarse, ("rest",))
-    k = min(64, vocabulary_size - 1)
-    yield Rung(f"top-{k}, float16", "top_k", layout(logits="float16", top_k=k), ("rest",))
+        grid = _layout(logits="grid", grid_step=1 / parts, top_k=k)
+        yield Rung(f"top-{k}, grid 1/{parts}", "top_k", grid, ("rest",))
+
+
+def _threshold(most: int) -> Iterator[Rung]:
     for temperature, threshold in THRESHOLDS:
-        most = {"top_k": min(THRESHOLD_MOST, vocabulary_size), "threshold_temperature": temperature}
-        ragged = layout(logits="grid", selection="threshold", threshold=threshold, **most)
-        yield Rung(f"p >= {threshold:g} at T = {temperature:g}, grid 1/8", "threshold", ragged, ("rest",))
-    for draws in DRAWS:
-        yield Rung(f"{draws} draws", "draws", layout(draws=draws, draw_temperature=TEMPERATURE))
+        limits = {"threshold": threshold, "threshold_temperature": temperature, "top_k": min(THRESHOLD_MOST, most)}
+        layout = _layout(logits="grid", selection="threshold", **limits)
+        yield Rung(f"p >= {threshold:g} at T = {temperature:g}, grid 1/8", "threshold", layout, ("rest",))
+
+
+def _head_and_tail(most: int) -> Iterator[Rung]:
     for k in HEAD_AND_TAIL:
-        exact = layout(logits="float16", top_k=k, draws=k, draw_from="tail", draw_temperature=TEMPERATURE)
-        yield Rung(f"top-{k} + {k} draws outside", "head and tail", exact)
-    for name in PRESETS:
-        yield Rung(name, "preset", _preset(name, layer, hidden_size, vocabulary_size), exact_head=name == "lossless")
+        if k <= most:
+            drawn = {"draws": k, "draw_from": "tail", "draw_temperature": TEMPERATURE}
+            layout = _layout(logits="float16", top_k=k, **drawn)
+            yield Rung(f"top-{k} + {k} draws outside", "head and tail", layout)
 
 
 def _preset(name: Any, layer: int, hidden_size: int, vocabulary_size: int) -> Layout:

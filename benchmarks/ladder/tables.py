@@ -44,9 +44,7 @@ def tables(entries: Sequence[Entry]) -> Iterator[Table]:
     bucket = {f"bucket KL T = {t}": _at("bucket_kl", f"{t}.0", "all") for t in (1, 2)}
     mass = {f"mass kept T = 2, {kind}": _at("mass_kept", "2.0", kind, plain=True) for kind in ("masked", "unmasked")}
     ids = {f"ids, {kind}": _ids(kind) for kind in ("masked", "unmasked")}
-    averages = {
-        f"gradient error, mean of {sets}": _at("averaged", sets, "all", plain=True) for sets in ("4", "16")
-    }
+    averages = {f"gradient error, mean of {sets}": _at("averaged", sets, "all", plain=True) for sets in ("4", "16")}
     sampled = {"gradient error": gradients["gradient error T = 2"]}
     sampled |= averages | {"gradient error, masked": gradients["gradient error T = 2, masked"]}
     columns: dict[tuple[str, ...], tuple[str, Mapping[str, Show]]] = {
