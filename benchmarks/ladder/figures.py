@@ -110,10 +110,9 @@ def add_gradients(
 def _speeds(
     rungs: Sequence[Rung], stored: Mapping[str, Stored], teacher: Teacher, said: Said, rounds: int
 ) -> dict[tuple[str, str], float]:
-    contenders = {("encode", rung.name): encoder(rung, teacher, said) for rung in rungs}
-    for rung in rungs:
-        if (run := decoder(rung, stored[rung.name])) is not None:
-            contenders["decode", rung.name] = run
+    runs = {("encode", rung.name): encoder(rung, teacher, said) for rung in rungs}
+    runs |= {("decode", rung.name): decoder(rung, stored[rung.name]) for rung in rungs}
+    contenders = {key: run for key, run in runs.items() if run is not None}
     with one_core():
         seconds = interleaved({" ".join(key): run for key, run in contenders.items()}, rounds)
     return {key: len(teacher.hidden) / statistics.median(seconds[" ".join(key)]) for key in contenders}

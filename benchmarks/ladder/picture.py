@@ -16,7 +16,8 @@ Value = Callable[[Entry], float | None]
 
 _LOOKS = {
     "hidden": ("#0072b2", "o", "hidden state, through the head"),
-    "rest": ("#b34d00", "s", "most likely ids, rest as one bucket"),
+    "top_k": ("#b34d00", "s", "most likely ids, rest as one bucket"),
+    "threshold": ("#b34d00", "^", "ids above a threshold, rest as one bucket"),
     "unigram": ("#cc79a7", "v", "most likely ids, rest by frequency"),
     "renormalise": ("#777777", "x", "most likely ids, both sides renormalised"),
     "teacher renormalised": ("#1c1e21", "+", "most likely ids, teacher renormalised"),
@@ -25,13 +26,27 @@ _LOOKS = {
 }
 """Colour, marker and name by what stands for the distribution; colours after Okabe and Ito."""
 
+_PLACES: dict[str, tuple[tuple[int, int], str]] = {
+    "hidden float": ((0, -12), "center"),
+    "hidden": ((-6, -3), "right"),
+    "top_k": ((0, -12), "center"),
+    "threshold": ((0, 6), "center"),
+    "above": ((0, 6), "center"),
+    "preset": ((8, -3), "left"),
+}
+"""Where labels stand from their points, in typographic points, so that they do not meet."""
+
 _SHORTER = (
     ("hidden int8, groups of ", "int8/"),
     ("hidden int8, a scale per row", "int8/row"),
     ("hidden ", ""),
     (", grid 1/8", ""),
-    (" at T = ", ", T="),
-    (" draws outside", " drawn"),
+    (" at T = ", "\nT = "),
+    ("p >= ", "p ≥ "),
+    ("0.0001", "10⁻⁴"),
+    ("0.001", "10⁻³"),
+    ("0.01", "10⁻²"),
+    (" draws outside", ""),
 )
 
 
@@ -39,7 +54,7 @@ def draw(entries: Sequence[Entry], file: Path, title: str) -> None:
     """Write the picture; the ending of `file` chooses its format."""
     gradients = any(entry.gradient for entry in entries)
     with style():
-        figure = Figure(figsize=(11.6 if gradients else 6, 5.4), layout="constrained")
+        figure = Figure(figsize=(11.6 if gradients else 6, 6), layout="constrained")
         panels = figure.subplots(1, 2 if gradients else 1, squeeze=False)[0]
         _panel(panels[0], entries, lambda entry: entry.kl.get("2.0", {}).get("all"))
         panels[0].set_ylabel("KL(teacher || rebuilt) at T = 2, whole vocabulary, nats")
@@ -56,9 +71,9 @@ def draw(entries: Sequence[Entry], file: Path, title: str) -> None:
 
 
 def _look(entry: Entry) -> str:
-    if entry.family in ("hidden", "preset"):
-        return entry.family
-    return "draws" if entry.family in ("draws", "head and tail") else str(entry.tail)
+    if entry.family == "head and tail":
+        return "draws"
+    return entry.family if entry.tail in (None, "rest") else entry.tail
 
 
 def _label(entry: Entry) -> str:
@@ -71,6 +86,12 @@ def _label(entry: Entry) -> str:
     return name
 
 
+def _write(panel: Axes, text: str, point: tuple[float, float], place: str) -> None:
+    offset, side = _PLACES.get(place, ((0, -12), "center"))
+    colour = _LOOKS[{"hidden float": "hidden", "above": "draws"}.get(place, place)][0]
+    panel.annotate(text, point, xytext=offset, textcoords="offset points", ha=side, fontsize=6.5, color=colour)
+
+
 def _panel(panel: Axes, entries: Sequence[Entry], value: Value) -> None:
     for look, (colour, marker, name) in _LOOKS.items():
         points = _points([entry for entry in entries if _look(entry) == look], value)
@@ -78,11 +99,8 @@ def _panel(panel: Axes, entries: Sequence[Entry], value: Value) -> None:
             continue
         x, y, _ = zip(*points, strict=True)
         panel.scatter(x, y, s=90 if marker == "*" else 24, c=colour, marker=marker, label=name)
-        for bytes_, error, text in points:
-            place, side = ((-6, -10), "right") if look == "preset" else ((5, 3), "left")
-            panel.annotate(
-                text, (bytes_, error), xytext=place, textcoords="offset points", ha=side, fontsize=6.5, color=colour
-            )
+        for bytes_, error, text in points if look != "draws" else ():  # those are written at their other end
+            _write(panel, text, (bytes_, error), "hidden float" if "float" in text and look == "hidden" else look)
     panel.set(xscale="log", yscale="log", xlabel="bytes per position on disk, with tokens and statistics")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
@@ -98,6 +116,8 @@ def _add_averages(panel: Axes, entries: Sequence[Entry]) -> None:
         one, mean = entry.averaged["1"]["all"], entry.averaged["16"]["all"]
         panel.plot([entry.total_bytes] * 2, [one, mean], color=colour, linewidth=0.6)
         label = "ids drawn, mean of 16 sets" if entry is draws[0] else None
+        end, place = (mean, "draws") if entry.family == "draws" else (one, "above")
+        _write(panel, _label(entry), (entry.total_bytes, end), place)
         panel.scatter(
             entry.total_bytes, mean, s=24, facecolors="white", edgecolors=colour, marker=marker, zorder=3, label=label
         )

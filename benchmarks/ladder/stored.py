@@ -68,9 +68,11 @@ def store(folder: Path, cache: CacheDescription, rung: Rung, teacher: Teacher, s
     return Stored(arrays, sizes.total() / arrays.rows, shared / arrays.rows, metadata)
 
 
-def encoder(rung: Rung, teacher: Teacher, said: Said) -> Callable[[], float]:
-    """A function that encodes all positions in memory, by numpy, and gives the seconds it took."""
+def encoder(rung: Rung, teacher: Teacher, said: Said) -> Callable[[], float] | None:
+    """A function that encodes all positions in memory, by numpy, and gives the seconds it took; None where it is all float32."""
     targets, layout = said.targets(teacher, rung.layout), rung.layout
+    if layout.draws == 0 and {layout.hidden, layout.logits} <= {"float32", "none"}:
+        return None
     drawn = said.draws(layout) if layout.draws else None
 
     def run() -> float:

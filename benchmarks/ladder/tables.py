@@ -1,4 +1,4 @@
-"""The figures as tables, for the terminal and in Markdown: one for each family, since they do not have the same columns."""
+"""The figures as tables, for the terminal and in Markdown: one for each kind, since they do not have the same columns."""
 
 from __future__ import annotations
 
@@ -44,20 +44,37 @@ def tables(entries: Sequence[Entry]) -> Iterator[Table]:
     bucket = {f"bucket KL T = {t}": _at("bucket_kl", f"{t}.0", "all") for t in (1, 2)}
     mass = {f"mass kept T = 2, {kind}": _at("mass_kept", "2.0", kind, plain=True) for kind in ("masked", "unmasked")}
     ids = {f"ids, {kind}": _ids(kind) for kind in ("masked", "unmasked")}
-    averages = {f"gradient error, mean of {sets}": _at("averaged", sets, "all", plain=True) for sets in ("4", "16")}
-    sampled = {"gradient error": gradients["gradient error T = 2"]}
-    sampled |= averages | {"gradient error, masked": gradients["gradient error T = 2, masked"]}
-    columns: dict[tuple[str, ...], tuple[str, Mapping[str, Show]]] = {
-        ("preset",): ("presets, as their default loss reads them", kl | bucket | cosine | gradients | speed),
-        ("hidden",): ("hidden states through the frozen head", kl | cosine | gradients | speed),
-        ("top_k", "threshold"): ("the most likely ids", {"tail": _tail} | ids | mass | kl | bucket | gradients | speed),
-        ("draws", "head and tail"): ("ids drawn at T = 2", ids | sampled | {"encode, k positions/s": _speed("encode")}),
-    }
-    for families, (title, shown) in columns.items():
-        chosen = [entry for entry in entries if entry.family in families]
+    averages = {f"mean of {sets}": _at("averaged", sets, "all", plain=True) for sets in ("4", "16")}
+    one = "gradient error T = 2"
+    kept = [entry for entry in entries if entry.family in ("top_k", "threshold") and entry.tail == "rest"]
+    tailed = {entry.name for entry in entries if entry.tail == "unigram"}
+    parts: list[tuple[str, Mapping[str, Show], list[Entry]]] = [
+        ("presets, as their default loss reads them", kl | cosine | gradients | speed, _of(entries, "preset")),
+        ("hidden states through the frozen head", kl | cosine | gradients | speed, _of(entries, "hidden")),
+        (
+            "the most likely ids: how many and how coded, the rest as one bucket",
+            ids | mass | kl | bucket | {one: gradients[one]} | speed,
+            kept,
+        ),
+        (
+            "the most likely ids: what stands for the rest",
+            {"tail": lambda entry: entry.tail or ""} | kl | gradients,
+            [entry for entry in entries if entry.name in tailed],
+        ),
+        (
+            "ids drawn at T = 2",
+            ids | {one: gradients[one]} | averages | {"T = 2, masked": gradients[f"{one}, masked"]} | speed,
+            _of(entries, "draws", "head and tail"),
+        ),
+    ]
+    for title, shown, chosen in parts:
         table = _table(title, {"B / position": _bytes, **shown}, chosen)
         if table.rows:
             yield table
+
+
+def _of(entries: Sequence[Entry], *families: str) -> list[Entry]:
+    return [entry for entry in entries if entry.family in families]
 
 
 def small(value: float) -> str:
@@ -77,11 +94,7 @@ def _table(title: str, shown: Mapping[str, Show], entries: Sequence[Entry]) -> T
 
 
 def _bytes(entry: Entry) -> str:
-    return f"{entry.total_bytes:,.1f}"
-
-
-def _tail(entry: Entry) -> str:
-    return entry.tail or ""
+    return f"{entry.total_bytes:,.0f}"
 
 
 def _at(figure: str, *keys: str, plain: bool = False) -> Show:
