@@ -69,21 +69,21 @@ def store(folder: Path, cache: CacheDescription, rung: Rung, teacher: Teacher, s
 
 
 def encoder(rung: Rung, teacher: Teacher, said: Said) -> Callable[[], float] | None:
-    """A function that encodes all positions in memory, by numpy, and gives the seconds it took; None where it is all float32."""
+    """A function that encodes all positions in memory, by numpy; gives the seconds of the processor. None for all float32."""
     targets, layout = said.targets(teacher, rung.layout), rung.layout
     if layout.draws == 0 and {layout.hidden, layout.logits} <= {"float32", "none"}:
         return None
     drawn = said.draws(layout) if layout.draws else None
 
     def run() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         if targets.hidden is not None:
             encode_hidden(layout, targets.hidden)
         if targets.top_logits is not None:
             encode_logits(layout, targets.top_logits, targets.top_count)
         if drawn is not None:
             count_draws(drawn)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return run
 
@@ -97,11 +97,11 @@ def decoder(rung: Rung, stored: Stored) -> Callable[[], float] | None:
     logits = np.empty(arrays.top_ids.shape, np.float32) if arrays.top_ids is not None else None
 
     def run() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         if hidden is not None:
             arrays.decoded_hidden(layout, hidden)
         if logits is not None:
             arrays.decoded_logits(layout, logits)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return run
