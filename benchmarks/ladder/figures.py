@@ -150,11 +150,12 @@ def _truncated(rung: Rung, stored: Stored, index: int) -> Truncated:
     """The stored logits of all rows, ragged ones filled up with the row's first id."""
     arrays, temperature = stored.arrays, TEMPERATURES[index]
     logits, ids = arrays.decoded_logits(rung.layout), arrays.top_ids
-    if arrays.top_count is None:
+    assert ids is not None, rung.name
+    if arrays.top_count is None or arrays.top_offsets is None:
         kept = np.ones(ids.shape, np.bool_)
     else:
         kept = np.arange(int(arrays.top_count.max())) < arrays.top_count[:, None]
-        starts = arrays.top_offsets[:-1, None]
+        starts = arrays.top_offsets[:-1][:, None]
         places = np.where(kept, starts + np.arange(kept.shape[1]), starts)
         logits, ids = logits[places], ids[places]
     log_q = logits.astype(np.float64) / temperature - arrays.stat[:, 1 + 2 * index, None]
@@ -166,7 +167,7 @@ def _add_counts(entry: Entry, stored: Stored, teacher: Teacher) -> None:
     arrays = stored.arrays
     counts = [count for count in (arrays.top_count, arrays.draw_count) if count is not None]
     if counts:
-        entry.ids = mean_by_kind(np.sum(counts, axis=0, dtype=np.int64), teacher.masked)
+        entry.ids = mean_by_kind(np.stack(counts).sum(0, dtype=np.int64), teacher.masked)
 
 
 def _by_kind(divergences: Mapping[float, Tensor], teacher: Teacher) -> dict[str, ByKind]:

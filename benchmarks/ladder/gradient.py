@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,4 +140,5 @@ class StudentGradient:
 def _only(targets: Targets, rows: Tensor) -> Targets:
     """The targets of some rows."""
     values = {field.name: getattr(targets, field.name) for field in fields(targets)}
-    return replace(targets, **{name: value[rows] for name, value in values.items() if isinstance(value, Tensor)})
+    chosen: Any = {name: value[rows] for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(targets, **chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -62,10 +63,10 @@ def draw(entries: Sequence[Entry], file: Path, title: str) -> None:
             _panel(panels[1], entries, lambda entry: entry.gradient.get("2.0", {}).get("all"))
             _add_averages(panels[1], entries)
             panels[1].set_ylabel("relative error of the encoder's gradient at T = 2, one batch")
-        handles: dict[str, object] = {}
+        handles: dict[str, Artist] = {}
         for panel in panels:
             handles |= {name: handle for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
 

@@ -56,7 +56,7 @@ class Teacher:
     @property
     def masked(self) -> npt.NDArray[np.bool_]:
         """(R,)."""
-        return self.sequences.masked == 1
+        return self.sequences.masked.astype(np.bool_)
 
     def uniforms(self, draws: int, variant: int, sequences: int | None = None) -> Tensor:
         """f8 (rows, draws) for the draws of a mask variant, for all or the first so many sequences."""

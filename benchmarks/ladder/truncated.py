@@ -63,9 +63,10 @@ class Truncated:
         def over_kept(values: Tensor) -> Tensor:
             return torch.where(self.kept, p * values, 0.0).sum(-1)
 
-        result = over_kept(log_p - self.log_q) - outside * rest.log() + total.log()
+        result: Tensor = over_kept(log_p - self.log_q) - outside * rest.log() + total.log()
         if spread is None or sum_p_log_spread is None:
-            return result + torch.special.xlogy(outside, outside)
+            result += torch.special.xlogy(outside, outside)
+            return result
         log_spread = spread.log()[self.ids]
         left = (1 - torch.where(self.kept, spread[self.ids], 0.0).sum(-1)).clamp_min(torch.finfo(spread.dtype).tiny)
         result += said.sum_p_log_p[self.temperature] - over_kept(log_p)  # sum of p log p outside
