@@ -129,7 +129,9 @@ class TargetDecoder:
                 f"train.temperature is {temperature}; allowed: the temperatures that the cache declares ({declared})"
             )
         logsumexp = batch["stat"][:, 1 + 2 * self.temperatures.index(temperature), None]
-        log_p = self.logits(batch) / temperature - logsumexp
+        # The largest logit is in `stat` unrounded: as float16 it would move more mass than a sure teacher leaves to the rest.
+        logits = torch.cat([batch["stat"][:, :1], self.logits(batch)[:, 1:]], -1)
+        log_p = logits / temperature - logsumexp
         if "top_count" in batch:
             places = torch.arange(log_p.shape[1], device=log_p.device)
             log_p = log_p.masked_fill(places >= batch["top_count"][:, None], float("-inf"))

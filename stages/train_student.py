@@ -42,7 +42,7 @@ from storage.locking import lock
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOSS_VERSION = 1
+LOSS_VERSION = 2
 """Raised by hand when a change of code changes what a run with the same parameters computes: its checkpoints end there."""
 
 

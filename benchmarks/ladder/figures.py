@@ -158,6 +158,7 @@ def _truncated(rung: Rung, stored: Stored, index: int) -> Truncated:
         starts = arrays.top_offsets[:-1][:, None]
         places = np.where(kept, starts + np.arange(kept.shape[1]), starts)
         logits, ids = logits[places], ids[places]
+    logits = np.concatenate([arrays.stat[:, :1], logits[:, 1:]], 1)  # as `TargetDecoder.top_k` reads them
     log_q = logits.astype(np.float64) / temperature - arrays.stat[:, 1 + 2 * index, None]
     to_torch = torch.from_numpy
     return Truncated(to_torch(ids.astype(np.int64)), to_torch(kept), to_torch(log_q), temperature)

@@ -45,6 +45,8 @@ def test_both_decoders_give_the_same_values(reader):
     hidden = decode_hidden(layout, shard.hidden)[:, -1]
     np.testing.assert_array_equal(decoder.hidden(batch).numpy(), hidden)
     logits = decode_logits(layout, {**shard.logits, "stat": shard.stat})
+    np.testing.assert_array_equal(decoder.logits(batch).numpy(), logits)
+    logits[:, 0] = shard.stat[:, 0]  # unrounded
     found = decoder.top_k(batch, 2.0)
     index = reader.description.temperatures.index(2.0)
     np.testing.assert_allclose(
@@ -70,6 +72,16 @@ def test_the_probabilities_of_the_cached_ids_are_those_of_the_full_row(reader):
     mass = targets.log_probabilities.exp().sum(-1)
     assert (mass > 0.1).all()
     assert (mass <= 1 + 1e-2).all()
+
+
+@pytest.mark.parametrize("name", [name for name, layout in RUNGS.items() if layout.logits != "none"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_probability_of_the_likeliest_id_has_no_coding_error(tmp_path, name, temperature):
+    arrays, batch, decoder = first_shard(tmp_path, RUNGS[name])
+    found = decoder.top_k(batch, temperature).log_probabilities[:, 0]
+    column = 1 + 2 * decoder.temperatures.index(temperature)
+    expected = arrays.stat[:, 0].astype(np.float64) / temperature - arrays.stat[:, column]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_a_temperature_that_was_not_declared_is_refused(reader):
@@ -144,12 +156,17 @@ def test_a_hidden_size_that_is_no_multiple_of_the_group_is_decoded_whole():
     assert TargetDecoder(layout, (1.0,)).hidden(batch).tolist() == [[1, 1, 1, 1, 2, 2]] * 2
 
 
-@pytest.fixture(params=RUNGS)
-def rung(request, tmp_path):
-    """A shard with random content in one of the layouts: its arrays, its batch and its decoder."""
-    reader = CacheReader(build_cache(tmp_path, make_description(RUNGS[request.param])))
+def first_shard(folder, layout):
+    """A shard with random content: its arrays, its batch and its decoder."""
+    reader = CacheReader(build_cache(folder, make_description(layout)))
     arrays = reader.load(reader.shards("train")[0])
     return arrays, to_batch(arrays, pad_id=0, wanted=EVERYTHING), decoder_for(reader.description, "train")
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request, tmp_path):
+    """`first_shard` in one of the layouts."""
+    return first_shard(tmp_path, RUNGS[request.param])
 
 
 def rows_of(flat, counts):
