@@ -71,11 +71,21 @@ class Ranks:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    local_size: int = 1
+    """Processes on this node; 1 where the launcher does not say (srun): then each keeps to itself."""
+    launch: str = ""
+    """What the processes of one launch have in common, and no other launch on this machine."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """From RANK, LOCAL_RANK and WORLD_SIZE. Raises `ConfigError` for one that is not a number."""
-        return cls(rank=_integer("RANK", 0), local_rank=_integer("LOCAL_RANK", 0), world_size=_integer("WORLD_SIZE", 1))
+        """From torchrun's RANK, LOCAL_RANK and so on. Raises `ConfigError` for one that is not a number."""
+        return cls(
+            rank=_integer("RANK", 0),
+            local_rank=_integer("LOCAL_RANK", 0),
+            world_size=_integer("WORLD_SIZE", 1),
+            local_size=_integer("LOCAL_WORLD_SIZE", 1),
+            launch="/".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")),
+        )
 
 
 def _integer(name: str, default: int) -> int:

@@ -11,7 +11,7 @@ from pipeline.params import read_config
 from pipeline.progress import Reporter, make_reporter
 from pipeline.stop import StopRequest
 from stages.config import Config
-from stages.context import Artefacts, Context
+from stages.context import Artefacts, Context, Node
 from stages.errors import ConfigError
 
 
@@ -59,6 +59,7 @@ def _context(
         threads=threads,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        node=Node(rank=ranks.local_rank, size=ranks.local_size, launch=ranks.launch),
         should_stop=stop.requested,
         progress=progress,
         commit=git_commit(artefacts.project),

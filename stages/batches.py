@@ -20,7 +20,17 @@ from stages.batch_plan import BatchPlan
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
 from stages.losses import IGNORED
-from storage import CacheDescription, CacheReader, Layout, ShardArrays, ShardId, ShardLoader, Split, decoded_bytes
+from storage import (
+    CacheDescription,
+    CacheReader,
+    Layout,
+    ShardArrays,
+    ShardId,
+    ShardLoader,
+    SharedBy,
+    Split,
+    decoded_bytes,
+)
 
 Batch = dict[str, Tensor]
 
@@ -174,8 +184,8 @@ class TargetDecoder:
 class PlannedBatches(IterableDataset[Batch]):
     """The micro-batches of a plan, from optimizer step `first_step` to before `last_step`, for one rank.
 
-    A process of its own reads the shards ahead (`storage.ShardLoader`). `memory_bytes` bounds what is decoded: with room
-    for two windows of the plan, the next one is read while a window is in use.
+    A process of its own reads the shards ahead (`storage.ShardLoader`), one for all ranks of a node (`shared_by`).
+    `memory_bytes` bounds what is decoded: with room for two windows of the plan, the next one is read while a window is in use.
     """
 
     def __init__(
@@ -190,23 +200,26 @@ class PlannedBatches(IterableDataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         memory_bytes: int = SHARD_MEMORY_BYTES,
+        shared_by: SharedBy | None = None,
     ) -> None:
         self._reader, self._plan, self._wanted = reader, plan, wanted
         self._micro_batch_size = micro_batch_size
         self._steps = range(first_step, last_step)
         self._rank, self._world_size = rank, world_size
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._shared_by = memory_bytes, shared_by
 
     def __iter__(self) -> Iterator[Batch]:
         pad_id = self._reader.description.pad_id
         with self._loader() as loader:
             for step in self._steps:
-                mine = slice(self._rank, None, self._world_size)
-                sequences, windows = self._plan.batch(step)[mine], self._plan.windows_of(step)[mine]
+                sequences, windows = self._plan.batch(step), self._plan.windows_of(step)
                 shards = self._reader.shards("train", self._plan.variant(step))
-                for begin in range(0, len(sequences), self._micro_batch_size):
-                    micro = slice(begin, begin + self._micro_batch_size)
+                mine = np.arange(self._rank, len(sequences), self._world_size)
+                for micro in np.split(mine, range(self._micro_batch_size, len(mine), self._micro_batch_size)):
                     rows = _gather(loader, shards, sequences[micro], windows[micro])
+                    if micro[-1] == mine[-1]:
+                        # All ranks come to the same windows before one of them waits for the others' gradients.
+                        loader.advance(int(windows[-1]))
                     yield to_batch(rows, pad_id=pad_id, wanted=self._wanted)
 
     def _loader(self) -> ShardLoader:
@@ -227,7 +240,7 @@ class PlannedBatches(IterableDataset[Batch]):
             for number in numbers
         )
         slots = min(fit, 2 * needed, len(every))
-        return ShardLoader(self._reader, visits, slots=slots, slot_bytes=slot_bytes)
+        return ShardLoader(self._reader, visits, slots=slots, slot_bytes=slot_bytes, shared_by=self._shared_by)
 
 
 def _gather(

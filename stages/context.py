@@ -146,6 +146,16 @@ def never() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Node:
+    """This process among those of the same launch on the same machine."""
+
+    rank: int = 0
+    size: int = 1
+    launch: str = ""
+    """What they have in common, and no other launch on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """The place a stage runs in: folders, device, rank, and the way to report and to be stopped."""
 
@@ -156,6 +166,7 @@ class Context:
     """Threads of this process for tensor work; changing it may change the last bits of a result."""
     rank: int = 0
     world_size: int = 1
+    node: Node = field(default_factory=Node)
     should_stop: Callable[[], bool] = never
     progress: Progress = field(default_factory=Silent)
     commit: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ from stages.models import load_masked_lm, weights_digest
 from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
-from storage import CacheReader, MismatchError, canonical_json, differing_fields
+from storage import CacheReader, MismatchError, SharedBy, canonical_json, differing_fields
 from storage.locking import lock
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def _train(
         rank=context.rank,
         world_size=context.world_size,
         memory_bytes=int(config.machine.shard_memory_gb * 2**30),
+        shared_by=_shared_by(context, run_),
     )
     trainer = DistillationTrainer(
         distiller, _arguments(config, context, run_, folder), batches, folder, callbacks=[ReportProgress(context)]
@@ -260,6 +262,17 @@ def _train(
             "run the same command again to resume"
         )
     return trainer.state.log_history
+
+
+def _shared_by(context: Context, run_: _Run) -> SharedBy | None:
+    """The processes of this node, which read the cache by one loader; None where this one is alone."""
+    node = context.node
+    if node.size == 1:
+        return None
+    name = hashlib.sha256(f"{node.launch}/{run_.fingerprint}".encode()).hexdigest()[:16]
+    # A path of a Unix socket has some 100 characters at most, so it does not lie below the project.
+    address = Path(tempfile.gettempdir()) / f"teacher-cache-{name}.sock"
+    return SharedBy(rank=node.rank, size=node.size, address=address)
 
 
 def _arguments(config: Config, context: Context, run_: _Run, folder: Path) -> TrainingArguments:

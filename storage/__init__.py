@@ -27,6 +27,7 @@ from storage.layout import (
     Split,
 )
 from storage.loader import ShardLoader
+from storage.loader_process import SharedBy
 from storage.reader import CacheReader
 from storage.shard_arrays import ShardArrays
 from storage.slots import decoded_bytes
@@ -57,6 +58,7 @@ __all__ = [
     "ShardId",
     "ShardLoader",
     "ShardTargets",
+    "SharedBy",
     "Split",
     "SplitDescription",
     "Verified",

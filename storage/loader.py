@@ -9,25 +9,22 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
-from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, Self
 
 from storage import errors
 from storage.errors import CacheError
 from storage.layout import ShardId
+from storage.loader_process import SharedBy, end, join, start
 from storage.reader import CacheReader
-from storage.shard import Allocate, assemble, shard_shapes
+from storage.shard import assemble, shard_shapes
 from storage.shard_arrays import ShardArrays
-from storage.slots import Slots
 
-_CHILD = "import sys; sys.path[:] = {path!r}; from storage.loader import serve_in_child; serve_in_child(*map(int, sys.argv[1:]))"
-_SECONDS_TO_END = 10
+_SECONDS_TO_SEE_IT_END = 10
 
 
 class ShardLoader:
@@ -37,16 +34,24 @@ class ShardLoader:
     shard that comes again while it is still in memory is not read again. At most `slots` visits are under way, so
     `order` may be endless.
 
+    The processes of one node may share a loader (`shared_by`), each with an equal one of these: a shard is decoded once,
+    when the last of them has come to ask for it.
+
     A context manager: leaving it ends the process.
     """
 
     def __init__(
-        self, reader: CacheReader, order: Iterable[tuple[int, ShardId]], *, slots: int, slot_bytes: int
+        self,
+        reader: CacheReader,
+        order: Iterable[tuple[int, ShardId]],
+        *,
+        slots: int,
+        slot_bytes: int,
+        shared_by: SharedBy | None = None,
     ) -> None:
         self.waited_s = 0.0
         """Seconds that `get` has waited for shards that were not there yet."""
         self._reader, self._order = reader, iter(order)
-        self._memory = Slots(slots, slot_bytes)
         self._visits: deque[tuple[int, ShardId]] = deque()
         self._uses: Counter[ShardId] = Counter()  # visits under way, by shard
         self._slot_of: dict[ShardId, int] = {}
@@ -55,21 +60,23 @@ class ShardLoader:
         self._loading: set[ShardId] = set()
         self._arrays: dict[ShardId, ShardArrays] = {}
         self._failed: dict[ShardId, CacheError] = {}
-        self._connection, self._process = _start(reader, self._memory)
+        self._process: subprocess.Popen[bytes] | None = None
+        if shared_by is None or shared_by.rank == 0:
+            self._connection, self._memory, self._process = start(reader, slots, slot_bytes, shared_by)
+        else:
+            self._connection, self._memory = join(shared_by)
         # Also for one that nobody closes: a generator that was left early, say.
-        self._end = weakref.finalize(self, _end, self._connection, self._process, self._memory)
+        self._end = weakref.finalize(self, end, self._connection, self._memory, self._process)
         self._fill()
 
     def get(self, window: int, shard: ShardId) -> ShardArrays:
-        """The arrays of a shard of `window`, as soon as it is decoded. Windows before it are over.
+        """The arrays of a shard of `window`, as soon as it is decoded. Windows before it are over, as after `advance`.
 
         The arrays lie in a slot: they are valid until a later window is asked for, and what is to last is to be copied.
 
         Raises what `CacheReader.load` raises, for this shard, and `CacheError` where the process has ended.
         """
-        while self._visits and self._visits[0][0] < window:
-            self._end_visit(self._visits.popleft()[1])
-        self._fill()
+        self.advance(window)
         if shard not in self._slot_of:
             raise ValueError(
                 f"shard {shard} of window {window} is not among the next {self._memory.count} of the order"
@@ -84,10 +91,21 @@ class ShardLoader:
             self._arrays[shard] = self._assemble(shard)
         return self._arrays[shard]
 
+    def advance(self, window: int) -> None:
+        """End the windows before this one, so that their slots can be used again.
+
+        Processes that share a loader must come to the same windows, also those that they take nothing from. One window after the
+        other, so that all of them choose the same slots.
+        """
+        while self._visits and (over := self._visits[0][0]) < window:
+            while self._visits and self._visits[0][0] == over:
+                self._end_visit(self._visits.popleft()[1])
+            self._fill()
+
     @property
-    def process_id(self) -> int:
-        """Of the process that decodes."""
-        return self._process.pid
+    def process_id(self) -> int | None:
+        """Of the process that decodes; None where another process started it."""
+        return None if self._process is None else self._process.pid
 
     def close(self) -> None:
         """End the process and give the memory back. Arrays that are still held keep theirs."""
@@ -160,89 +178,11 @@ class ShardLoader:
         return assemble(description, shard, arrays)
 
     def _ended(self, shard: ShardId) -> CacheError:
-        code = self._process.wait(_SECONDS_TO_END)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        how = ""
+        if self._process is not None:
+            code = self._process.wait(_SECONDS_TO_SEE_IT_END)
+            how = f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
         return CacheError(
-            f"shard {shard}: the process that reads shards has ended ({how}); where the system ran out of memory, lower "
+            f"shard {shard}: the process that reads shards has ended{how}; where the system ran out of memory, lower "
             "machine.shard_memory_gb; then run the same command again"
         )
-
-
-def _start(reader: CacheReader, memory: Slots) -> tuple[Connection, subprocess.Popen[bytes]]:
-    """The process, and the connection to it.
-
-    Not by multiprocessing: its children run the main module of their parent once more, which a user's script may not
-    be made for, and forking is not safe where torch has threads.
-    """
-    ours, theirs = Pipe()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            _CHILD.format(path=sys.path),
-            *(str(number) for number in (theirs.fileno(), memory.descriptor, memory.count, memory.size)),
-        ],
-        pass_fds=(theirs.fileno(), memory.descriptor),
-        stdin=subprocess.DEVNULL,
-    )
-    theirs.close()
-    ours.send(reader)
-    return ours, process
-
-
-def _end(connection: Connection, process: subprocess.Popen[bytes], memory: Slots) -> None:
-    connection.close()  # the process ends when it has nothing more to read from
-    memory.close()
-    try:
-        process.wait(_SECONDS_TO_END)
-    except subprocess.TimeoutExpired:  # a disk that does not answer
-        process.kill()
-        process.wait()
-
-
-def serve_in_child(connection: int, descriptor: int, count: int, size: int) -> None:
-    """What the process does, until its parent closes the connection or ends."""
-    # A job that is asked to stop makes its last step and its checkpoint first, and needs shards for that.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    pipe = Connection(connection)
-    try:
-        reader = pipe.recv()  # one at a remote root is opened anew
-    except CacheError as error:
-        reader = _Unopened(error)
-    serve(reader, pipe, Slots(count, size, descriptor))
-
-
-class _Unopened:
-    """Stands for a reader that could not be opened: every shard has the same error."""
-
-    def __init__(self, error: CacheError) -> None:
-        self._error = error
-
-    def prefetch(self, shards: Iterable[ShardId]) -> None:
-        """Fetch nothing."""
-
-    def load(self, shard: ShardId, allocate: Allocate) -> ShardArrays:
-        """Raise what opening raised."""
-        del shard, allocate
-        raise self._error
-
-
-def serve(reader: CacheReader | _Unopened, connection: Connection, memory: Slots) -> None:
-    """Decode the shards that are asked for, one after the other, each into its slot."""
-    asked: deque[tuple[ShardId, int]] = deque()
-    try:
-        while True:
-            while not asked or connection.poll():
-                name, slot = json.loads(connection.recv_bytes())
-                asked.append((ShardId.parse(name), slot))
-            reader.prefetch(shard for shard, _ in asked)
-            shard, slot = asked.popleft()
-            try:
-                reader.load(shard, memory.allocator(slot))
-                answer = [str(shard), None, None]
-            except CacheError as error:
-                answer = [str(shard), type(error).__name__, str(error)]
-            connection.send_bytes(json.dumps(answer).encode())
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # nobody needs shards any more
-        return
