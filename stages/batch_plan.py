@@ -50,11 +50,12 @@ class BatchPlan:
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """(batch_size, 2): shard index and index within the shard of each sequence of step `step`."""
-        return np.concatenate([sequences for _, sequences in self._pieces(step)])
+        return self.batch_and_windows(step)[0]
 
-    def windows_of(self, step: int) -> npt.NDArray[np.int64]:
-        """(batch_size,), ascending: the window (below) that each sequence of step `step` belongs to."""
-        return np.concatenate([np.full(len(sequences), window) for window, sequences in self._pieces(step)])
+    def batch_and_windows(self, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """What `batch` gives, and (batch_size,), ascending: the window (below) that each sequence belongs to."""
+        windows, sequences = zip(*self._pieces(step), strict=True)
+        return np.concatenate(sequences), np.repeat(windows, [len(piece) for piece in sequences])
 
     def windows(self, first_step: int, last_step: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         """Number, mask variant and shard indices of each group of shards that the steps up to before `last_step` visit.
@@ -63,7 +64,9 @@ class BatchPlan:
         """
         if first_step >= last_step:
             return
-        first, last = int(self.windows_of(first_step)[0]), int(self.windows_of(last_step - 1)[-1])
+        first, last = (
+            int(self.batch_and_windows(step)[1][end]) for step, end in ((first_step, 0), (last_step - 1, -1))
+        )
         for window in range(first, last + 1):
             epoch, group = divmod(window, self._groups_per_epoch)
             groups = self._groups(epoch)

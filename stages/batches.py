@@ -6,6 +6,7 @@ into targets on the device that they are on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -212,11 +213,11 @@ class PlannedBatches(IterableDataset[Batch]):
         pad_id = self._reader.description.pad_id
         with self._loader() as loader:
             for step in self._steps:
-                sequences, windows = self._plan.batch(step), self._plan.windows_of(step)
+                sequences, windows = self._plan.batch_and_windows(step)
                 shards = self._reader.shards("train", self._plan.variant(step))
                 mine = np.arange(self._rank, len(sequences), self._world_size)
                 for micro in np.split(mine, range(self._micro_batch_size, len(mine), self._micro_batch_size)):
-                    rows = _gather(loader, shards, sequences[micro], windows[micro])
+                    rows = gather(loader, shards, sequences[micro], windows[micro])
                     if micro[-1] == mine[-1]:
                         # All ranks come to the same windows before one of them waits for the others' gradients.
                         loader.advance(int(windows[-1]))
@@ -226,24 +227,30 @@ class PlannedBatches(IterableDataset[Batch]):
         """Raises `ConfigError` where the memory does not hold what a window needs."""
         plan = self._plan
         variants = [self._reader.shards("train", variant) for variant in range(plan.variants)]
-        every = [shard for shards in variants for shard in shards]
-        slot_bytes = decoded_bytes(self._reader, every)
-        fit, needed = self._memory_bytes // slot_bytes, plan.window_shards
-        if fit < needed:
-            raise ConfigError(
-                f"machine.shard_memory_gb is {self._memory_bytes / 2**30:.3g}; allowed: {needed * slot_bytes / 2**30:.3g} or "
-                f"more, as {needed} shards of up to {slot_bytes:,} bytes are in use at a time (cache.shard_tokens makes them smaller)"
-            )
+        slots, slot_bytes = slots_for(self._reader, plan, self._memory_bytes)
         visits = (
             (window, variants[variant][number])
             for window, variant, numbers in plan.windows(self._steps.start, self._steps.stop)
             for number in numbers
         )
-        slots = min(fit, 2 * needed, len(every))
         return ShardLoader(self._reader, visits, slots=slots, slot_bytes=slot_bytes, shared_by=self._shared_by)
 
 
-def _gather(
+def slots_for(reader: CacheReader, plan: BatchPlan, memory_bytes: int) -> tuple[int, int]:
+    """How many shards a training holds in memory, and the bytes of each. Raises `ConfigError` where a window does not fit."""
+    every = [shard for shard in reader.description.shard_ids() if shard.split == "train"]
+    slot_bytes = decoded_bytes(reader, every)
+    fit, needed = memory_bytes // slot_bytes, plan.window_shards
+    if fit < needed:
+        least = math.ceil(needed * slot_bytes / 2**30 * 1e4) / 1e4
+        raise ConfigError(
+            f"machine.shard_memory_gb is {memory_bytes / 2**30:.3g}; allowed: {least:g} or more, as {needed} shards of "
+            f"up to {slot_bytes:,} bytes are in use at a time (cache.shard_tokens makes them smaller)"
+        )
+    return min(fit, 2 * needed, len(every)), slot_bytes
+
+
+def gather(
     loader: ShardLoader,
     shards: list[ShardId],
     sequences: npt.NDArray[np.int64],

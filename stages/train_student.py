@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import transformers
 from transformers import PrinterCallback, TrainingArguments
 
 from stages.batch_plan import BatchPlan
-from stages.batches import PlannedBatches, decoder_for
+from stages.batches import PlannedBatches, decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
 from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
 from stages.config.base import refuse
@@ -153,7 +154,18 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
     check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
+    slots_for(reader, _batch_plan(config, reader), _memory_bytes(config))
     return reader
+
+
+def _batch_plan(config: Config, reader: CacheReader) -> BatchPlan:
+    split = reader.description.splits["train"]
+    shards = tuple(count for _, count in split.shards)
+    return BatchPlan(shards, config.train.batch_size, config.train.seed, split.variants)
+
+
+def _memory_bytes(config: Config) -> int:
+    return int(config.machine.shard_memory_gb * 2**30)
 
 
 def _initial_student(config: Config, context: Context) -> PreTrainedModel:
@@ -194,8 +206,7 @@ def _plan_run(config: Config, context: Context, reader: CacheReader) -> _Run:
             train.batch_size,
             f"a multiple of train.micro_batch_size x processes = {train.micro_batch_size} x {context.world_size}",
         )
-    split = reader.description.splits["train"]
-    plan = BatchPlan(tuple(count for _, count in split.shards), train.batch_size, train.seed, split.variants)
+    plan = _batch_plan(config, reader)
     precision = resolve_precision(train.precision, context.device)
     settings = to_plain(train)
     for name in ("checkpoint_steps", "log_steps"):
@@ -248,7 +259,7 @@ def _train(
         last_step=run_.steps,
         rank=context.rank,
         world_size=context.world_size,
-        memory_bytes=int(config.machine.shard_memory_gb * 2**30),
+        memory_bytes=_memory_bytes(config),
         shared_by=_shared_by(context, run_),
     )
     trainer = DistillationTrainer(
@@ -271,7 +282,7 @@ def _shared_by(context: Context, run_: _Run) -> SharedBy | None:
         return None
     name = hashlib.sha256(f"{node.launch}/{run_.fingerprint}".encode()).hexdigest()[:16]
     # A path of a Unix socket has some 100 characters at most, so it does not lie below the project.
-    address = Path(tempfile.gettempdir()) / f"teacher-cache-{name}.sock"
+    address = Path(tempfile.gettempdir()) / f"teacher-cache-{os.getuid()}-{name}.sock"
     return SharedBy(rank=node.rank, size=node.size, address=address)
 
 

@@ -13,8 +13,9 @@ import time
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from storage import errors
 from storage.errors import CacheError
@@ -66,7 +67,7 @@ class ShardLoader:
         else:
             self._connection, self._memory = join(shared_by)
         # Also for one that nobody closes: a generator that was left early, say.
-        self._end = weakref.finalize(self, end, self._connection, self._memory, self._process)
+        self._end = weakref.finalize(self, end, self._connection, self._memory, self._process, shared_by)
         self._fill()
 
     def get(self, window: int, shard: ShardId) -> ShardArrays:
@@ -170,18 +171,19 @@ class ShardLoader:
 
     def _assemble(self, shard: ShardId) -> ShardArrays:
         description = self._reader.description
+        shapes = shard_shapes(description, shard, self._reader.shard_counts(shard))
         allocate = self._memory.allocator(self._slot_of[shard])
-        arrays: dict[str, Any] = {}
-        for spec, shape in shard_shapes(description, shard, self._reader.shard_counts(shard)):
-            arrays[spec.name] = allocate(shape, spec.dtype)
-            arrays[spec.name].flags.writeable = False
-        return assemble(description, shard, arrays)
+        memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
+        for array in memory:
+            array.flags.writeable = False
+        return assemble(description, shard, {spec.name: array for (spec, _), array in zip(shapes, memory, strict=True)})
 
     def _ended(self, shard: ShardId) -> CacheError:
         how = ""
         if self._process is not None:
-            code = self._process.wait(_SECONDS_TO_SEE_IT_END)
-            how = f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+            with suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(_SECONDS_TO_SEE_IT_END)
+                how = f" ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
         return CacheError(
             f"shard {shard}: the process that reads shards has ended{how}; where the system ran out of memory, lower "
             "machine.shard_memory_gb; then run the same command again"

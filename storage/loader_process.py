@@ -7,6 +7,7 @@ A request is served when all have sent it: then none of them uses what lay in th
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -31,6 +32,9 @@ _SECONDS_TO_END = 10
 _SECONDS_TO_JOIN = 300
 """The first process of a node may be slower to open the cache than the others."""
 _NOBODY = -1
+_IGNORED = (signal.SIGINT, signal.SIGTERM)
+_END = b""
+"""The last message. A closed connection alone may not be seen: a process that was forked meanwhile holds it open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +69,16 @@ def start(
         _NOBODY if listener is None else listener.fileno(),
         others,
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, arguments)],
-        pass_fds=inherited,
-        stdin=subprocess.DEVNULL,
-    )
+    # It inherits what is blocked, and so is deaf to a signal to the whole group from its first moment (see `main`).
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, arguments)],
+            pass_fds=inherited,
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     if listener is not None:
         listener.close()
@@ -104,17 +113,25 @@ def join(shared_by: SharedBy) -> tuple[Connection, Slots]:
     return Connection(found.detach()), Slots(count, size, descriptors[0])
 
 
-def end(connection: Connection, memory: Slots, process: subprocess.Popen[bytes] | None) -> None:
-    """Close the connection and give the memory back; where this process started the other, see it end."""
-    connection.close()  # it ends when it has nothing more to read from
+def end(
+    connection: Connection, memory: Slots, process: subprocess.Popen[bytes] | None, shared_by: SharedBy | None
+) -> None:
+    """Ask for no more and give the memory back; where this process started the other, see it end.
+
+    One that others use goes on until the last of them has ended.
+    """
+    with suppress(OSError):
+        connection.send_bytes(_END)
+    connection.close()
     memory.close()
     if process is None:
         return
     try:
         process.wait(_SECONDS_TO_END)
     except subprocess.TimeoutExpired:  # a disk that does not answer
-        process.kill()
-        process.wait()
+        if shared_by is None:
+            process.kill()
+            process.wait()
 
 
 def _listen(shared_by: SharedBy) -> socket.socket:
@@ -130,17 +147,28 @@ def _listen(shared_by: SharedBy) -> socket.socket:
 def main(connection: int, descriptor: int, count: int, size: int, listener: int, others: int) -> None:
     """What the process does, until those that use it have closed their connections or ended."""
     # A job that is asked to stop makes its last step and its checkpoint first, and needs shards for that.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(connection)
     try:
         reader = pipe.recv()  # one at a remote root is opened anew
-    except CacheError as error:
-        reader = _Unopened(error)
-    except (EOFError, OSError):
+    except EOFError:
         return
+    except (CacheError, OSError, MemoryError) as error:
+        reader = _Unopened(_as_cache_error("the cache", error))
     door = None if listener == _NOBODY else _Door(socket.socket(fileno=listener), others)
     _Service(reader, Slots(count, size, descriptor), pipe, door).run()
+    # Not by returning: a download that is read ahead would be waited for. What it leaves is what a kill leaves.
+    os._exit(0)
+
+
+def _as_cache_error(what: str, error: Exception) -> CacheError:
+    if isinstance(error, CacheError):
+        return error
+    reason = "memory ran out" if isinstance(error, MemoryError) else " ".join(str(error).split())
+    return CacheError(
+        f"{what} could not be read ({type(error).__name__}: {reason}); see to that, then run the same command again"
+    )
 
 
 class _Unopened:
@@ -166,9 +194,10 @@ class _Door:
     expected: int
 
     def let_in(self, memory: Slots) -> Connection:
-        """The connection to one more process, which is given the memory."""
+        """The connection to one more process, which is given the memory. One that has died meanwhile is seen to be gone later."""
         guest, _ = self.listener.accept()
-        socket.send_fds(guest, [json.dumps([memory.count, memory.size]).encode()], [memory.descriptor])
+        with suppress(OSError):
+            socket.send_fds(guest, [json.dumps([memory.count, memory.size]).encode()], [memory.descriptor])
         self.expected -= 1
         if not self.expected:
             Path(self.listener.getsockname()).unlink(missing_ok=True)
@@ -190,8 +219,6 @@ class _Service:
             self._listen(timeout=0 if ready else None)
             if self._is_ready():
                 self._serve_one()
-        if self._door is not None and self._door.expected:
-            Path(self._door.listener.getsockname()).unlink(missing_ok=True)
 
     def _is_ready(self) -> bool:
         """Whether all processes have come, and all have sent the next request."""
@@ -209,7 +236,10 @@ class _Service:
     def _take(self, source: Connection) -> None:
         try:
             while source.poll():
-                name, slot = json.loads(source.recv_bytes())
+                message = source.recv_bytes()
+                if message == _END:
+                    raise EOFError  # noqa: TRY301  the same as a closed connection
+                name, slot = json.loads(message)
                 self._asked[source].append((ShardId.parse(name), slot))
         except (EOFError, OSError):  # it needs no more shards
             del self._asked[source]
@@ -223,8 +253,8 @@ class _Service:
             shard, slot = next(iter(requests.values()))
             try:
                 self._reader.load(shard, self._memory.allocator(slot))
-            except CacheError as raised:
-                error = raised
+            except (CacheError, OSError, MemoryError) as raised:
+                error = _as_cache_error(f"shard {shard}", raised)
         what = (None, None) if error is None else (type(error).__name__, str(error))
         for connection, (shard, _) in requests.items():
             try:

@@ -136,7 +136,7 @@ class ShardManifest:
                 computed_with=dict(value["computed_with"]),
                 figures=dict(value["figures"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CorruptError(f"{name} is not as a writer makes it: {error!r}") from error
 
 
@@ -177,7 +177,7 @@ class RootManifest:
                 files=_files_from_json(value["files"]),
             )
             found = value["root_digest"]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CorruptError(f"{MANIFEST_FILE} is not as a writer makes it: {error!r}") from error
         if found != manifest.root_digest:
             raise CorruptError(
@@ -196,7 +196,10 @@ def sum_of_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def _counts_from_json(value: Mapping[str, Any]) -> dict[str, int]:
     present = [key for key in COUNTED_WHERE_RAGGED if key in value]
-    return {key: int(value[key]) for key in (*COUNTED, *present)}
+    counts = {key: int(value[key]) for key in (*COUNTED, *present)}
+    if min(counts.values()) < 0:
+        raise ValueError(f"counts are {counts}; expected 0 or more")
+    return counts
 
 
 def _files_to_json(files: Files) -> dict[str, dict[str, int | str]]:

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError
 from storage.layout import ShardId, Split
@@ -23,7 +21,7 @@ from storage.manifest import (
     shard_folder,
     sum_of_counts,
 )
-from storage.shard import Allocate, Engine, read_shard
+from storage.shard import Allocate, Engine, allocate_new, read_shard
 from storage.shard_arrays import ShardArrays
 
 _AGAIN = "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
@@ -42,7 +40,7 @@ class CacheReader:
     """
 
     engine: Engine = "own"
-    """What decodes the arrays."""
+    """What decodes the arrays. A default, as a reader at a remote root is not opened by the `__init__` below."""
 
     def __init__(self, folder: Path, *, engine: Engine = "own") -> None:
         self.folder, self.engine = folder, engine
@@ -89,8 +87,8 @@ class CacheReader:
         """The figures that the writer recorded for a shard (retained mass, saturated gaps)."""
         return self._shard_manifest(shard).figures
 
-    def load(self, shard: ShardId, allocate: Allocate = np.empty) -> ShardArrays:
-        """All of one shard, still encoded, in memory that `allocate(shape, dtype)` gives.
+    def load(self, shard: ShardId, allocate: Allocate = allocate_new) -> ShardArrays:
+        """All of one shard, still encoded, in memory that `allocate` gives (`storage.shard.Allocate`).
 
         Raises `CorruptError`, naming shard and file, for anything that is not as it was written.
         """
@@ -110,6 +108,9 @@ class CacheReader:
 
     def prefetch(self, shards: Iterable[ShardId]) -> None:
         """A hint which shards will be loaded next, nearest first: where they lie here, there is nothing to fetch."""
+
+    def close(self) -> None:
+        """Let go of what reading ahead holds: where the cache lies here, nothing."""
 
     def _shard_manifest(self, shard: ShardId) -> ShardManifest:
         if shard not in self._shard_manifests:

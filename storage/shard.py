@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -35,7 +35,15 @@ from storage.sharded_file import (
 if TYPE_CHECKING:
     from zarr.core.buffer import NDArrayLike
 
-Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+Allocate = Callable[[Sequence[tuple[tuple[int, ...], np.dtype[Any]]]], Sequence[NDArray[Any]]]
+"""Memory for arrays of these shapes and dtypes; called again, it may give the same memory again."""
+
+
+def allocate_new(wanted: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[NDArray[Any]]:
+    """Memory of its own for each array."""
+    return [np.empty(shape, dtype) for shape, dtype in wanted]
+
+
 Engine = Literal["own", "zarr", "zarrs"]
 """What decodes: this project, zarr-python, or the package zarrs."""
 
@@ -50,6 +58,8 @@ _READ_ERRORS = (
     KeyError,
     IndexError,
     AttributeError,
+    ArithmeticError,
+    MemoryError,
     zarr.errors.BaseZarrError,
 )
 """What zarr and numcodecs raise for damaged files: each layer has its own."""
@@ -129,20 +139,21 @@ def read_shard(
     *,
     counts: Mapping[str, int],
     teacher_saw: str,
-    allocate: Allocate = np.empty,
+    allocate: Allocate = allocate_new,
     engine: Engine = "own",
 ) -> ShardArrays:
     """All arrays of the shard in `folder`, checked against the description and its manifest's counts.
 
-    `allocate(shape, dtype)` gives the memory that each array is decoded into, in the order of `array_table`.
+    `allocate` gives the memory that the arrays are decoded into, in the order of `array_table`.
 
     Raises `CorruptError`, naming shard and file, for a chunk that fails its crc32c or is missing (fill values), for
     arrays of another shape or dtype, and for content that contradicts the manifest.
     """
     _check_attributes(folder, description, shard, teacher_saw)
     arrays: dict[str, NDArray[Any]] = {}
-    for spec, shape in shard_shapes(description, shard, counts):
-        out = allocate(shape, spec.dtype)
+    shapes = shard_shapes(description, shard, counts)
+    memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
+    for (spec, _), out in zip(shapes, memory, strict=True):
         try:
             (_read_own if engine == "own" else _read_with_zarr)(folder / spec.name, spec, out, engine)
         except DamagedFileError as damage:

@@ -84,7 +84,8 @@ class Chunking:
                 and configuration["index_location"] == "end"
                 and [codec["name"] for codec in configuration["index_codecs"]] == ["bytes", "crc32c"]
                 and inner[1:] == outer[1:] == shape[1:]
-                and outer[0] >= shape[0]
+                and min(shape, default=-1) >= 0
+                and 1 <= inner[0] <= max(1, shape[0])
                 and outer[0] == max(1, -(-shape[0] // inner[0])) * inner[0]
                 and (first["name"], last["name"]) == ("bytes", "crc32c")
                 and first.get("configuration", {}).get("endian", "little") == "little"
@@ -93,7 +94,7 @@ class Chunking:
                 and not value.get("storage_transformers")
             )
             dtype = np.dtype(value["data_type"]).newbyteorder("<")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError):
             return None
         return cls(shape, dtype, inner[0], compressor["name"]) if known else None
 
@@ -168,7 +169,8 @@ def _decode_chunk(compressed: Bytes, chunking: Chunking, rows: NDArray[Any], num
     target = whole.reshape(-1).view(np.uint8)
     found = _decoded_bytes(compressed, chunking.compressor)
     if found != target.nbytes:  # less would leave what was in `out` before
-        raise DamagedFileError(f"has a chunk {number} of {found} bytes; expected {target.nbytes}")
+        shown = "unknown length" if found is None else f"{found} bytes"
+        raise DamagedFileError(f"has a chunk {number} of {shown}; expected {target.nbytes} bytes")
     decompress = zstd.decompress if chunking.compressor == "zstd" else blosc.decompress
     try:
         decompress(compressed, target)
@@ -182,7 +184,9 @@ def _decoded_bytes(compressed: Bytes, compressor: Compressor) -> int | None:
     """What the header of a compressed chunk says of its decoded size; None where it does not."""
     header = bytes(compressed[:18])
     if compressor == "blosc":
-        return int.from_bytes(header[4:8], "little") if len(header) >= 16 else None
+        # The library believes the header's own length and reads on behind a shorter chunk.
+        whole = len(header) >= 16 and int.from_bytes(header[12:16], "little") == len(compressed)
+        return int.from_bytes(header[4:8], "little") if whole else None
     # RFC 8878, section 3.1.1.1: magic number, descriptor, perhaps a window byte and a dictionary id, the content size.
     if len(header) < 6 or header[:4] != b"\x28\xb5\x2f\xfd":
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from storage.shard import Allocate, shard_shapes
 
 _ALIGNMENT = 64
 """Bytes: a cache line, and what vector instructions like best."""
+
+Wanted = Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Slots:
@@ -32,16 +36,17 @@ class Slots:
         self._memory = mmap.mmap(self.descriptor, count * size)
 
     def allocator(self, slot: int) -> Allocate:
-        """Gives arrays in the slot, one behind the other: the same ones for the same shapes in the same order."""
-        end = slot * self.size
+        """Gives arrays in the slot, one behind the other: for the same shapes the same ones, each time."""
 
-        def allocate(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-            nonlocal end
-            start = end
-            end = start + padded(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
-            if end > (slot + 1) * self.size:
-                raise MemoryError(f"a slot has {self.size} bytes; the arrays need more")
-            return np.ndarray(shape, dtype, self._memory, start)
+        def allocate(wanted: Wanted) -> list[NDArray[Any]]:
+            places, end = _laid_out(wanted)
+            if end > self.size:
+                raise MemoryError(f"a slot has {self.size} bytes; the arrays need {end}")
+            start = slot * self.size
+            return [
+                np.ndarray(shape, dtype, self._memory, start + place)
+                for (shape, dtype), place in zip(wanted, places, strict=True)
+            ]
 
         return allocate
 
@@ -51,19 +56,20 @@ class Slots:
 
 
 def decoded_bytes(reader: CacheReader, shards: Iterable[ShardId]) -> int:
-    """What the largest of the shards takes in memory, decompressed and still encoded."""
-    return max(
-        sum(
-            padded(int(np.prod(shape, dtype=np.int64)) * spec.dtype.itemsize)
-            for spec, shape in shard_shapes(reader.description, shard, reader.shard_counts(shard))
-        )
-        for shard in shards
-    )
+    """What the largest of the shards takes in a slot, decompressed and still encoded."""
+
+    def of(shard: ShardId) -> int:
+        shapes = shard_shapes(reader.description, shard, reader.shard_counts(shard))
+        return _laid_out([(shape, spec.dtype) for spec, shape in shapes])[1]
+
+    return max(map(of, shards))
 
 
-def padded(size: int) -> int:
-    """Bytes up to where the next array may begin."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _laid_out(wanted: Wanted) -> tuple[list[int], int]:
+    """Where each array begins, and where the last one ends (rounded up to where another could begin)."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
+    ends = list(accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
+    return [0, *ends[:-1]], ends[-1]
 
 
 def _anonymous_file(size: int) -> int:

@@ -9,8 +9,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
-
 from storage.errors import CorruptError
 from storage.files import write_durably
 from storage.layout import ShardId
@@ -19,7 +17,7 @@ from storage.reader import CacheReader
 from storage.remote.folder import RemoteFolder
 from storage.remote.local_shards import LocalShards
 from storage.remote.root import Identity, for_each, shard_of
-from storage.shard import Allocate
+from storage.shard import Allocate, allocate_new
 from storage.shard_arrays import ShardArrays
 
 LIMIT_BYTES = 16 << 30
@@ -84,12 +82,13 @@ class RemoteReader(CacheReader):
         self._coming: dict[ShardId, Future[None]] = {}
         self._coming_lock = Lock()
         self._last: ShardId | None = None
+        self._told = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as what it was opened with: connections and threads do not travel."""
         return _reopen, self._arguments
 
-    def load(self, shard: ShardId, allocate: Allocate = np.empty) -> ShardArrays:
+    def load(self, shard: ShardId, allocate: Allocate = allocate_new) -> ShardArrays:
         """All of one shard, still encoded; fetched first where it is not in the local folder."""
         self.description.span(shard)
         try:
@@ -102,7 +101,14 @@ class RemoteReader(CacheReader):
         return arrays
 
     def prefetch(self, shards: Iterable[ShardId]) -> None:
-        """Begin to fetch the shards that will be read next, nearest first; as many as the reader was opened for."""
+        """Begin to fetch the shards that will be read next, nearest first; as many as the reader was opened for.
+
+        From now on they are told: reading in the shards' own order is no longer taken for a plan.
+        """
+        self._told = True
+        self._begin_to_fetch(shards)
+
+    def _begin_to_fetch(self, shards: Iterable[ShardId]) -> None:
         with self._coming_lock:
             self._coming = {shard: future for shard, future in self._coming.items() if not future.done()}
             for shard in shards:
@@ -126,9 +132,11 @@ class RemoteReader(CacheReader):
 
     def _read_ahead(self, shard: ShardId) -> None:
         """Fetch what comes next where shards are loaded in their order. A shuffled order is for `prefetch` to tell."""
+        if self._told:
+            return
         order = self.shards(shard.split, shard.variant)
         if self._last is not None and order[max(0, shard.number - 1)] == self._last != shard:
-            self.prefetch(order[shard.number + 1 : shard.number + 1 + self._ahead])
+            self._begin_to_fetch(order[shard.number + 1 : shard.number + 1 + self._ahead])
         self._last = shard
 
     def _fetch_what_is_beside_the_shards(self, identity: Identity, files: Files) -> None:

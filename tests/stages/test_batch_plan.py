@@ -54,7 +54,7 @@ def test_the_windows_are_the_groups_of_shards_that_the_steps_visit_and_no_others
     windows = {number: (variant, shards) for number, variant, shards in plan.windows(first, last)}
     seen = set()
     for step in range(first, last):
-        batch, numbers = plan.batch(step), plan.windows_of(step)
+        batch, numbers = plan.batch_and_windows(step)
         assert len(batch) == len(numbers)
         assert np.all(np.diff(numbers) >= 0)
         for (shard, _), number in zip(batch, numbers, strict=True):

@@ -15,7 +15,6 @@ import pytest
 
 from storage import CacheError, CacheReader, CorruptError, ShardLoader, decoded_bytes
 from storage.errors import RemoteError
-from storage.slots import Slots
 from tests.storage.build import LAYOUTS, build_cache, make_description
 from tests.storage.damage import flip_a_bit
 
@@ -174,6 +173,64 @@ def test_it_goes_on_when_the_whole_process_group_is_asked_to_stop(cache):
         assert_same(loader.get(1, shards[1]), reader.load(shards[1]))
 
 
+def test_a_signal_to_the_whole_group_while_it_starts_does_not_end_it(cache):
+    reader = CacheReader(cache)
+    shards = reader.shards("train")
+    with loader_of(reader, list(enumerate(shards)), slots=1) as loader:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(loader.process_id, number)
+        assert_same(loader.get(0, shards[0]), reader.load(shards[0]))
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_what_the_system_refuses_is_told_as_it_is(cache):
+    reader = Unreadable(cache)
+    shards = reader.shards("train")
+    with (
+        loader_of(reader, [(0, shards[0])], slots=1) as loader,
+        pytest.raises(CacheError, match=f"shard {shards[0]} could not be read .OSError: .*No space left.*run the same"),
+    ):
+        loader.get(0, shards[0])
+
+
+class Unreadable(CacheReader):
+    """Stands for a local folder of shards on a full disk."""
+
+    def load(self, shard, allocate=None):  # noqa: ARG002
+        raise OSError(28, "No space left on device")
+
+
+class Twice(CacheReader):
+    """Reads a shard a second time, as a reader at a remote root does where its local copy was damaged meanwhile."""
+
+    def load(self, shard, allocate):
+        super().load(shard, allocate)
+        return super().load(shard, allocate)
+
+
+def test_a_second_attempt_at_a_shard_lands_where_the_first_one_did(cache):
+    reader = Twice(cache)
+    shards = reader.shards("train")
+    with loader_of(reader, list(enumerate(shards)), slots=2) as loader:
+        for window, shard in enumerate(shards):
+            assert_same(loader.get(window, shard), CacheReader(cache).load(shard))
+
+
+def test_closing_does_not_wait_for_a_process_that_was_forked_meanwhile(cache):
+    reader = CacheReader(cache)
+    loader = loader_of(reader, [(0, reader.shards("train")[0])], slots=1)
+    held = subprocess.Popen(  # holds the connection open, as a forked process would
+        [sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=[loader._connection.fileno()]
+    )
+    process = child_of(loader)
+    process_ended = loader._process
+    loader.close()
+    assert not process.is_running()
+    assert process_ended.returncode == 0
+    held.kill()
+    held.wait()
+
+
 def test_closing_ends_the_process_and_twice_is_once(reader):
     loader = loader_of(reader, [(0, shard) for shard in reader.shards("train")], slots=SHARDS)
     process = child_of(loader)
@@ -227,23 +284,6 @@ def test_the_memory_that_both_processes_hold_stays_the_same_over_three_epochs(tm
             resident.append(sum(process.memory_info().rss for process in (psutil.Process(), child_of(loader))))
     # A fourth slot, or a shard that was kept, would be a shard more.
     assert resident[2] - resident[0] < decoded_bytes(reader, shards) / 2
-
-
-def test_a_slot_refuses_more_than_it_holds():
-    slots = Slots(2, 256)
-    allocate = slots.allocator(0)
-    allocate((100,), np.dtype("u1"))
-    with pytest.raises(MemoryError, match="256 bytes"):
-        allocate((200,), np.dtype("u1"))
-    slots.close()
-
-
-def test_the_same_shapes_get_the_same_memory_and_slots_do_not_overlap():
-    slots = Slots(2, 256)
-    one, other = slots.allocator(0)((64,), np.dtype("u4")), slots.allocator(1)((64,), np.dtype("u4"))
-    one[:], other[:] = 1, 2
-    assert slots.allocator(0)((64,), np.dtype("u4")).tolist() == [1] * 64
-    slots.close()
 
 
 def test_waiting_is_measured(reader):

@@ -2,6 +2,7 @@
 
 import json
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -65,7 +66,7 @@ def decode(folder, data, check=anything):
 def test_the_file_is_the_one_that_zarr_python_writes_and_both_read_it(
     tmp_path_factory, length, row, dtype, rows, compressor
 ):
-    folder = tmp_path_factory.mktemp("array")
+    folder, rows = tmp_path_factory.mktemp("array"), min(rows, length)
     data = make((length, *row), dtype)
     array = create(folder / "theirs", data, rows, compressor)
     array[...] = data
@@ -111,7 +112,7 @@ def test_a_chunk_of_another_size_leaves_nothing_of_what_was_in_the_memory_before
     data = make((8, 300), "<u2")
     create(tmp_path, data, 8, compressor)
     write_array(file_of(tmp_path, 2), data[:, :200].copy(), 8, compressor, 1)  # a valid file of another array
-    with pytest.raises(DamagedFileError, match=r"chunk 0 of 3200 bytes; expected 4800"):
+    with pytest.raises(DamagedFileError, match=r"chunk 0 of 3200 bytes; expected 4800 bytes"):
         decode(tmp_path, data)
 
 
@@ -137,6 +138,27 @@ def test_decoded_values_are_judged_chunk_by_chunk(array):
     assert asked == [8, 8, 8]
 
 
+def cut(value, rows):
+    """Inner and outer chunks of so many rows: nonsense that must not be believed."""
+    value["codecs"][0]["configuration"]["chunk_shape"][0] = value["chunk_grid"]["configuration"]["chunk_shape"][0] = (
+        rows
+    )
+
+
+def test_a_chunk_that_is_shorter_than_its_own_header_says_is_not_decompressed(tmp_path):
+    """Blosc would read on behind it; a crc32c is right in a file that somebody made so."""
+    data = make((64, 300), "<u2")
+    create(tmp_path, data, 64, "blosc")
+    file = file_of(tmp_path, 2)
+    write_array(file, data, 64, "blosc", 1)
+    short = file.read_bytes()[:40]
+    crc = google_crc32c.value(short).to_bytes(4, "little")
+    index = np.array([[0, len(short) + 4]], "<u8").tobytes()
+    file.write_bytes(short + crc + index + google_crc32c.value(index).to_bytes(4, "little"))
+    with pytest.raises(DamagedFileError, match="chunk 0 of unknown length; expected 38400 bytes"):
+        decode(tmp_path, data)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -148,6 +170,9 @@ def test_decoded_values_are_judged_chunk_by_chunk(array):
         lambda value: value["codecs"][0]["configuration"]["codecs"].pop(),
         lambda value: value.update(storage_transformers=[{"name": "unknown"}]),
         lambda value: value.pop("chunk_grid"),
+        lambda value: cut(value, 0),
+        lambda value: cut(value, float("inf")),
+        lambda value: cut(value, 10**15),
     ],
 )
 def test_an_array_that_another_writer_cut_or_coded_otherwise_is_left_to_zarr_python(array, change):
