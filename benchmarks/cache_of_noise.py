@@ -6,10 +6,12 @@ to run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from storage import CacheDescription, CacheWork, Layout, ShardId, ShardTargets, Split, SplitDescription
 
@@ -68,7 +70,6 @@ def targets(description: CacheDescription, shapes: Shapes, shard: ShardId) -> Sh
     logsumexp = np.stack([np.log(np.exp(logits / t).sum(1)) + 0.1 for t in TEMPERATURES], 1)
     entropy = generator.random((rows, len(TEMPERATURES))) + 1
     stat = [logits[:, 0], *(column for i in range(len(TEMPERATURES)) for column in (logsumexp[:, i], entropy[:, i]))]
-    first = generator.integers(0, description.vocabulary_size, (rows, 1))
     hidden = generator.standard_normal((rows, len(layout.hidden_layers), description.hidden_size), np.float32)
     return ShardTargets(
         sequence_offsets=np.arange(0, rows + 1, shapes.sequence_tokens, dtype=np.uint32),
@@ -77,11 +78,24 @@ def targets(description: CacheDescription, shapes: Shapes, shard: ShardId) -> Sh
         masked=masked,
         row_token=None,
         stat=np.stack(stat, 1).astype(np.float32),
-        # Different ids in a row, without order: a step that shares no factor with the size of the vocabulary.
-        top_ids=(first + 7919 * np.arange(k)) % description.vocabulary_size,
+        top_ids=different_ids(generator, rows, k, description.vocabulary_size),
         top_logits=logits,
         hidden=hidden,
     )
+
+
+def different_ids(generator: np.random.Generator, rows: int, k: int, vocabulary_size: int) -> NDArray[np.int64]:
+    """(rows, k) ids without order, no two in a row equal; as in text, half of them are frequent ones (a quarter of the ids).
+
+    Each half steps through its range, from a start and by a step of its own; the step shares no factor with the range.
+    """
+    frequent = vocabulary_size // 4
+    columns = []
+    for low, size, count in ((0, frequent, k // 2), (frequent, vocabulary_size - frequent, k - k // 2)):
+        steps = np.array([step for step in range(1, size) if math.gcd(step, size) == 1])
+        start, step = generator.integers(0, size, (rows, 1)), generator.choice(steps, (rows, 1))
+        columns.append(low + (start + step * np.arange(count)) % size)
+    return np.concatenate(columns, 1)[:, generator.permutation(k)]
 
 
 def build(folder: Path, shapes: Shapes, layout: Layout = BALANCED) -> Path:

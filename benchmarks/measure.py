@@ -9,7 +9,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,5 +93,8 @@ def finish(ratios: Mapping[str, Spread], goals: Mapping[str, str], file: Path | 
         [[name, spread.shown(3), goals.get(name, "-")] for name, spread in ratios.items()],
     )
     if file is not None:
-        content = {"ratios": {name: spread.median for name, spread in ratios.items()}, "machine": platform.processor()}
+        content = {
+            "ratios": {name: spread.median for name, spread in ratios.items()},
+            "ranges": {name: [spread.low, spread.high] for name, spread in ratios.items()},
+        }
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

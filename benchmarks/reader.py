@@ -7,7 +7,8 @@ get into memory differs:
     reader    shards of this project, decoded ahead by a process of its own (on the same core)
     zarrs     the same, decoded by the package zarrs
     zarr      the same, decoded by zarr-python
-    blob      a bare zstd blob per array and shard, read and decompressed whole: the floor
+    blob      a bare zstd blob per array and shard, read and decompressed whole: no checksum, no check of a value
+    reused    the same into memory that is used again, as our slots are: the least that any reader of these codecs can take
     npy       an uncompressed .npy per array and shard, memory-mapped
     parquet   a Parquet file (zstd) per shard with a row per sequence
     random    zarr-python's z[i], the rows of each sequence when it is their turn
@@ -39,6 +40,7 @@ from numpy.typing import NDArray
 
 from pipeline.summary import print_table
 from stages.batch_plan import BatchPlan
+from stages.batches import SHARD_MEMORY_BYTES, ShardSource, gather, slots_for
 from storage import CacheReader, ShardArrays, ShardId, ShardLoader, decoded_bytes
 from storage.arrays import ArraySpec, array_table
 from storage.shard import Engine, assemble
@@ -73,47 +75,43 @@ class Cache:
         split = self.reader.description.splits["train"]
         return split.tokens // split.sequences
 
-    def steps(self, epochs: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """What each step takes, (sequences, 2) and their windows, in the plan's order."""
-        for step in range(epochs * self.plan.steps_per_epoch):
-            yield self.plan.batch(step), self.plan.windows_of(step)
+    def shape(self, spec: ArraySpec, shard: ShardId) -> tuple[int, ...]:
+        """Of one array of a shard."""
+        return spec.shape(self.reader.shard_counts(shard))
 
-    def loaded(self, load: Callable[[ShardId], ShardArrays], epochs: int) -> Batches:
-        """Batches from shards that are loaded whole, those of a window kept."""
-        kept: dict[int, ShardArrays] = {}
-        current = -1
-        for batch, windows in self.steps(epochs):
-            parts = []
-            for window in np.unique(windows):
-                if window != current:
-                    kept.clear()
-                    current = int(window)
-                of_window = batch[windows == window]
-                for number in np.unique(of_window[:, 0]):
-                    if number not in kept:
-                        kept[number] = load(self.shards[number])
-                    parts.append(kept[number].select(of_window[of_window[:, 0] == number, 1]))
-            yield ShardArrays.concatenate(parts)
+    def batches(self, shards: ShardSource, epochs: int) -> Batches:
+        """The plan's batches, as `stages.batches.PlannedBatches` makes them, up to the tensors."""
+        for step in range(epochs * self.plan.steps_per_epoch):
+            yield gather(shards, self.shards, *self.plan.batch_and_windows(step))
+
+
+class Kept:
+    """Shards that are loaded whole when they are first needed; those of a window are kept."""
+
+    def __init__(self, load: Callable[[ShardId, int], ShardArrays]) -> None:
+        self._load, self._window = load, -1  # `load` is told the shard's place among those of its window
+        self._kept: dict[ShardId, ShardArrays] = {}
+
+    def get(self, window: int, shard: ShardId) -> ShardArrays:
+        if window != self._window:
+            self._kept.clear()
+            self._window = window
+        if shard not in self._kept:
+            self._kept[shard] = self._load(shard, len(self._kept))
+        return self._kept[shard]
 
 
 def from_loader(cache: Cache, engine: Engine, epochs: int) -> Batches:
-    """As `stages.batches.PlannedBatches` does it, up to the tensors."""
+    """By the process of our own."""
     reader = CacheReader(cache.reader.folder, engine=engine)
     steps = epochs * cache.plan.steps_per_epoch
     order = (
         (window, cache.shards[number]) for window, _, numbers in cache.plan.windows(0, steps) for number in numbers
     )
-    slots = min(2 * cache.plan.window_shards, len(cache.shards))
-    with ShardLoader(reader, order, slots=slots, slot_bytes=decoded_bytes(reader, cache.shards)) as loader:
-        for batch, windows in cache.steps(epochs):
-            parts = []
-            for window in np.unique(windows):
-                of_window = batch[windows == window]
-                for number in np.unique(of_window[:, 0]):
-                    arrays = loader.get(int(window), cache.shards[number])
-                    parts.append(arrays.select(of_window[of_window[:, 0] == number, 1]))
-            yield ShardArrays.concatenate(parts)
-            MEMORY["process"] = loader.process_id
+    slots, slot_bytes = slots_for(reader, cache.plan, SHARD_MEMORY_BYTES)
+    with ShardLoader(reader, order, slots=slots, slot_bytes=slot_bytes) as loader:
+        MEMORY["process"] = loader.process_id or 0
+        yield from cache.batches(loader, epochs)
 
 
 MEMORY: dict[str, int] = {}
@@ -153,49 +151,54 @@ def as_table(cache: Cache, arrays: Arrays) -> pa.Table:
     return pa.table(columns)
 
 
-def reshaped(cache: Cache, shard: ShardId, raw: Mapping[str, Any]) -> Arrays:
-    """Arrays of their shapes and dtypes, over the same memory, from bytes by name."""
-    rows = cache.reader.shard_counts(shard)
-    return {
-        spec.name: np.frombuffer(raw[spec.name], spec.dtype).reshape(
-            spec.shape({**rows, "sequences": cache.reader.description.span(shard)[1]})
-        )
-        for spec in cache.table
-    }
+def from_blobs(cache: Cache, epochs: int, *, reuse: bool) -> Batches:
+    """Read, decompress, nothing else: no checksum, no check of a value. With `reuse`, into the memory of an earlier window."""
+    memory: dict[tuple[int, str], NDArray[Any]] = {}
+    buffer = np.empty(max(file.stat().st_size for file in cache.folder.glob("*.zst")), np.uint8)
 
+    def load(shard: ShardId, place: int) -> ShardArrays:
+        arrays = {}
+        for spec in cache.table:
+            file = cache.folder / f"{shard}.{spec.name}.zst"
+            if not reuse:
+                raw = np.frombuffer(zstd.decompress(file.read_bytes()), spec.dtype)
+                arrays[spec.name] = raw.reshape(cache.shape(spec, shard))
+                continue
+            with file.open("rb", buffering=0) as source:
+                size = source.readinto(buffer.data)
+            if (place, spec.name) not in memory:
+                memory[place, spec.name] = np.empty(cache.shape(spec, shard), spec.dtype)
+            arrays[spec.name] = memory[place, spec.name]
+            zstd.decompress(buffer[:size], arrays[spec.name])
+        return assemble(cache.reader.description, shard, arrays)
 
-def from_blobs(cache: Cache, epochs: int) -> Batches:
-    """Read, decompress, nothing else: no checksum, no check of a value."""
-
-    def load(shard: ShardId) -> ShardArrays:
-        raw = {
-            spec.name: zstd.decompress((cache.folder / f"{shard}.{spec.name}.zst").read_bytes()) for spec in cache.table
-        }
-        return assemble(cache.reader.description, shard, reshaped(cache, shard, raw))
-
-    return cache.loaded(load, epochs)
+    return cache.batches(Kept(load), epochs)
 
 
 def from_npy(cache: Cache, epochs: int) -> Batches:
     """Memory-mapped: what a batch takes is read when it takes it."""
 
-    def load(shard: ShardId) -> ShardArrays:
+    def load(shard: ShardId, _: int) -> ShardArrays:
         arrays = {spec.name: np.load(cache.folder / f"{shard}.{spec.name}.npy", mmap_mode="r") for spec in cache.table}
         return assemble(cache.reader.description, shard, arrays)
 
-    return cache.loaded(load, epochs)
+    return cache.batches(Kept(load), epochs)
 
 
 def from_parquet(cache: Cache, epochs: int) -> Batches:
     """Whole files by pyarrow, one thread; its pieces joined, and no copy into numpy."""
 
-    def load(shard: ShardId) -> ShardArrays:
+    def load(shard: ShardId, _: int) -> ShardArrays:
         table = pq.read_table(cache.folder / f"{shard}.parquet", use_threads=False).combine_chunks()
         raw: dict[str, Any] = {name: table.column(name).chunk(0).buffers()[1] for name in table.column_names}
         raw["sequence_offsets"] = np.arange(0, len(table) + 1, dtype="<u4") * np.uint32(cache.tokens_per_sequence)
-        return assemble(cache.reader.description, shard, reshaped(cache, shard, raw))
+        arrays = {
+            spec.name: np.frombuffer(raw[spec.name], spec.dtype).reshape(cache.shape(spec, shard))
+            for spec in cache.table
+        }
+        return assemble(cache.reader.description, shard, arrays)
 
-    return cache.loaded(load, epochs)
+    return cache.batches(Kept(load), epochs)
 
 
 def from_random_reads(cache: Cache, epochs: int) -> Batches:
@@ -209,40 +212,58 @@ def from_random_reads(cache: Cache, epochs: int) -> Batches:
         number: {spec.name: group[spec.name] for spec in cache.table if spec.name != "sequence_offsets"}
         for number, group in groups.items()
     }
-    for batch, _ in cache.steps(epochs):
+    start_of = {number: cache.reader.description.span(shard)[0] for number, shard in enumerate(cache.shards)}
+    for step in range(epochs * cache.plan.steps_per_epoch):
+        # As ours: by shard, and within a shard in the order of the batch.
+        batch = cache.plan.batch(step)
         parts = []
-        for number, place in batch:
+        for number, place in batch[np.argsort(batch[:, 0], kind="stable")]:
             rows = slice(place * per_sequence, (place + 1) * per_sequence)
             found = {name: np.asarray(array[rows]) for name, array in arrays[int(number)].items()}
-            offsets = np.array([0, per_sequence], np.uint32)
-            parts.append(one_sequence(found, offsets))
+            parts.append(one_sequence(found, start_of[int(number)] + int(place)))
         yield ShardArrays.concatenate(parts)
 
 
-def one_sequence(found: Arrays, offsets: NDArray[np.uint32]) -> ShardArrays:
+def one_sequence(found: Arrays, sequence_id: int) -> ShardArrays:
     """The arrays of a sequence as the other contenders give them."""
     hidden = {name: found.pop(name) for name in ("hidden", "hidden_scale")}
     logits = {"top_gap": found.pop("top_gap")}
     rows = len(found["original_ids"])
     return ShardArrays(
-        sequence_ids=np.zeros(1, np.int64),
-        sequence_offsets=offsets,
+        sequence_ids=np.array([sequence_id]),
+        sequence_offsets=np.array([0, rows], np.uint32),
         row_token=np.arange(rows, dtype=np.uint32),
-        row_offsets=offsets.astype(np.int64),
+        row_offsets=np.array([0, rows]),
         hidden=hidden,
         logits=logits,
         **found,
     )
 
 
-def tokens_per_second(cache: Cache, batches: Callable[[int], Batches], *, slow: bool) -> float:
-    """From the second window of an epoch to before the last.
+def refuse_differences(contenders: Mapping[str, Callable[[int], Batches]]) -> None:
+    """Stop unless all contenders give the same first batches."""
+    firsts = {name: list(islice(run(1), 3)) for name, run in contenders.items()}
+    for name, batches in firsts.items():
+        for found, expected in zip(batches, firsts["blob"], strict=True):
+            for ours, theirs in zip(plain(found), plain(expected), strict=True):
+                if not np.array_equal(ours, theirs):
+                    raise SystemExit(f"{name} gives other batches than blob")
 
-    None of its shards was in memory before, and as much was read ahead at the start of that time as at its end. A slow
-    contender is timed on some batches of these.
+
+def plain(batch: ShardArrays) -> list[NDArray[Any]]:
+    """All arrays of a batch."""
+    values = {**vars(batch), **batch.hidden, **batch.logits}
+    return [values[name] for name in sorted(values) if isinstance(values[name], np.ndarray)]
+
+
+def tokens_per_second(cache: Cache, batches: Callable[[int], Batches], *, slow: bool) -> float:
+    """From the third window of an epoch to before the last.
+
+    None of its shards was in memory before, all memory has been used before, and as much was read ahead at the start of
+    that time as at its end. A slow contender is timed on some batches of these.
     """
-    windows = [int(of_step[0]) for _, of_step in cache.steps(1)]
-    first, last = windows.index(1), windows.index(windows[-1])
+    windows = [int(cache.plan.batch_and_windows(step)[1][0]) for step in range(cache.plan.steps_per_epoch)]
+    first, last = windows.index(2), windows.index(windows[-1])
     if slow:
         first, last = 1, 3
     running = batches(1)
@@ -273,8 +294,9 @@ def memory_by_epoch(cache: Cache) -> list[float]:
 def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
-    shapes = Shapes(shards=20, sequences_per_shard=32 if options.quick else 1024)
-    with tempfile.TemporaryDirectory() as scratch:
+    shapes = Shapes(shards=24, sequences_per_shard=32 if options.quick else 1024)
+    # Pinned before any library starts its threads: they inherit it.
+    with one_core(), tempfile.TemporaryDirectory() as scratch:
         reader = CacheReader(build(Path(scratch), shapes))
         counts = tuple(count for _, count in reader.description.splits["train"].shards)
         cache = Cache(reader, BatchPlan(counts, BATCH, seed=0, variants=1), Path(scratch))
@@ -283,7 +305,8 @@ def main() -> None:
             "reader": lambda epochs: from_loader(cache, "own", epochs),
             "zarrs": lambda epochs: from_loader(cache, "zarrs", epochs),
             "zarr": lambda epochs: from_loader(cache, "zarr", epochs),
-            "blob": lambda epochs: from_blobs(cache, epochs),
+            "blob": lambda epochs: from_blobs(cache, epochs, reuse=False),
+            "reused": lambda epochs: from_blobs(cache, epochs, reuse=True),
             "npy": lambda epochs: from_npy(cache, epochs),
             "parquet": lambda epochs: from_parquet(cache, epochs),
             "random": lambda epochs: from_random_reads(cache, epochs),
@@ -292,8 +315,8 @@ def main() -> None:
         def measured(name: str) -> Callable[[], float]:
             return lambda: tokens_per_second(cache, contenders[name], slow=name == "random")
 
-        with one_core():
-            speeds = interleaved({name: measured(name) for name in contenders}, rounds(options))
+        refuse_differences(contenders)
+        speeds = interleaved({name: measured(name) for name in contenders}, rounds(options))
         held = memory_by_epoch(cache)
         slot = decoded_bytes(reader, cache.shards) / 1e6
     print_table(
@@ -313,6 +336,7 @@ def main() -> None:
         "reader_vs_blob": ratio(speeds["reader"], speeds["blob"]),
         "reader_zarrs_vs_blob": ratio(speeds["zarrs"], speeds["blob"]),
         "reader_vs_random": ratio(speeds["reader"], speeds["random"]),
+        "reader_vs_blob_reused": ratio(speeds["reader"], speeds["reused"]),
         "reader_vs_npy": ratio(speeds["reader"], speeds["npy"]),
         "reader_vs_parquet": ratio(speeds["reader"], speeds["parquet"]),
     }

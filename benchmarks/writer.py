@@ -5,8 +5,8 @@ The blobs are each compressed by zstd level 1 and written to a file of their own
 compresses with checksums, hashes, syncs files and folders, renames the shard and writes its manifest. What checks of the
 targets and quantisation take before that stands in the table, and is part of both in `writer_vs_blob_from_targets`.
 
-`write_amplification` is what the process handed to the system in writes (/proc/self/io), divided by the bytes that the
-shard has on disk.
+`write_amplification` is what the process handed to the system in writes (/proc/self/io, so on Linux only), divided by the
+bytes that the shard has on disk.
 """
 
 from __future__ import annotations

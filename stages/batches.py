@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -250,18 +250,25 @@ def slots_for(reader: CacheReader, plan: BatchPlan, memory_bytes: int) -> tuple[
     return min(fit, 2 * needed, len(every)), slot_bytes
 
 
+class ShardSource(Protocol):
+    """Gives the shards of a window; what lies in an earlier window may be gone once a later one is asked for."""
+
+    def get(self, window: int, shard: ShardId) -> ShardArrays:
+        """The arrays of a shard."""
+
+
 def gather(
-    loader: ShardLoader,
+    source: ShardSource,
     shards: list[ShardId],
     sequences: npt.NDArray[np.int64],
     windows: npt.NDArray[np.int64],
 ) -> ShardArrays:
     """Copies of the given sequences: (n, 2) shard numbers and places within, and (n,) their windows; by ascending shard."""
     parts: dict[int, ShardArrays] = {}
-    for window in np.unique(windows):  # ascending: what lies in an earlier window is gone once a later one is asked for
+    for window in np.unique(windows):  # ascending, as a source wants it
         of_window = sequences[windows == window]
         for number in np.unique(of_window[:, 0]):
-            arrays = loader.get(int(window), shards[number])
+            arrays = source.get(int(window), shards[number])
             parts[number] = arrays.select(of_window[of_window[:, 0] == number, 1])
     return ShardArrays.concatenate([parts[number] for number in sorted(parts)])
 

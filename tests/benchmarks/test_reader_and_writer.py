@@ -15,7 +15,14 @@ from tests.tiny import ROOT
     [
         (
             "reader",
-            {"reader_vs_blob", "reader_zarrs_vs_blob", "reader_vs_random", "reader_vs_npy", "reader_vs_parquet"},
+            {
+                "reader_vs_blob",
+                "reader_vs_blob_reused",
+                "reader_zarrs_vs_blob",
+                "reader_vs_random",
+                "reader_vs_npy",
+                "reader_vs_parquet",
+            },
         ),
         ("writer", {"writer_vs_blob", "writer_vs_blob_from_targets", "write_amplification"}),
     ],
