@@ -72,8 +72,13 @@ def teacher(config: Config, context: Context) -> None:
 
 
 @cli.command("cache-teacher")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="With --root only: read back all that is there, and compute again and replace what is damaged.",
+)
 @stage_command(takes_root=True)
-def cache_teacher(config: Config, context: Context) -> None:
+def cache_teacher(config: Config, context: Context, verify: bool) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
@@ -82,7 +87,11 @@ def cache_teacher(config: Config, context: Context) -> None:
     """
     from stages import cache_teacher as stage
 
-    stage.run(config, context)
+    if verify and context.artefacts.root is None:
+        raise click.UsageError(
+            "--verify reads back the cache at a root: add --root URL; one in cache/current is verified by `pipeline cache verify`"
+        )
+    stage.run(config, context, verify=verify)
 
 
 @cli.command("init-student")

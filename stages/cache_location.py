@@ -65,9 +65,7 @@ def tracked(artefacts: Artefacts) -> RootManifest | None:
     except FileNotFoundError:
         return None
     except (CacheError, OSError) as error:
-        raise InputError(
-            f"{file}: {error}; fetch it again (`dvc checkout`), or fetch a cache by name: `pipeline cache pull URL --fingerprint F`"
-        ) from error
+        raise InputError(f"{file}: {error}; fetch it again (`dvc checkout`), or {_fetch_by_name(artefacts)}") from error
 
 
 def choose(root: RemoteFolder, config: Config, context: Context) -> str:
@@ -91,9 +89,19 @@ def choose(root: RemoteFolder, config: Config, context: Context) -> str:
         raise InputError(f"{root.shown()} holds no finished cache; put one there with `pipeline cache push`")
     which = "several were made with these parameters" if fitting else "none of them was made with these parameters"
     raise InputError(
-        f"{root.shown()} holds {len(found)} caches, and {which}; fetch one by name, `pipeline cache pull URL --fingerprint F`: "
+        f"{root.shown()} holds {len(found)} caches, and {which}; {_fetch_by_name(context.artefacts)}; there are: "
         f"{', '.join(fitting or found)}"
     )
+
+
+def _fetch_by_name(artefacts: Artefacts) -> str:
+    """The advice where it is not clear which cache is meant."""
+    then = (
+        ""
+        if artefacts.root is None
+        else ", and run this without --root and TEACHER_CACHE_ROOT, so that it is read here"
+    )
+    return f"fetch one by its name (`pipeline cache pull URL --fingerprint F`){then}"
 
 
 def push_cache(context: Context, url: str, *, verify: bool = False) -> Transferred:

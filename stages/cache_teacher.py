@@ -49,12 +49,13 @@ SECTIONS = ("corpus", "tokenize", "masking", "teacher", "cache")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def run(config: Config, context: Context, splits: Collection[Split] = SPLITS) -> None:
+def run(config: Config, context: Context, splits: Collection[Split] = SPLITS, *, verify: bool = False) -> None:
     """Write `cache/current` and `cache/run.json`, computing only the shards that are not there yet.
 
     Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. With a root,
     each shard goes to `<root>/<fingerprint>` as soon as it is whole, and `cache/manifest.json` is what stays here. `splits`: a
-    cache of these alone, as `pipeline cache pull --split` gives.
+    cache of these alone, as `pipeline cache pull --split` gives. `verify`: all that is at the root is read back and compared by
+    SHA-256 first; what is damaged or missing is computed again and replaced.
 
     Raises `InputError` where tokens or teacher are missing or do not fit each other, `storage.InvalidTargetsError` where the
     teacher gives what must not be stored (NaN), `storage.LockedError` where another process writes this cache,
@@ -65,7 +66,7 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS) ->
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     description = describe(config, context, tokens, splits)
-    root_digest = _already_done(description, context)
+    root_digest = _already_done(description, context, verify=verify)
     if root_digest is not None:
         if not _reported(context, root_digest):  # killed between the cache's publication and its report
             _report(config, context, description, root_digest, 0, time.monotonic() - started)
@@ -82,15 +83,18 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS) ->
         pad_id=description.pad_id,
         batch_tokens=config.cache.batch_tokens,
     )
-    with _open_work(description, context) as work:
+    with _open_work(description, context, verify=verify) as work:
         work.take_back(artefacts.cache)
         for name, data in Head.of(teacher).files(_DTYPES[config.cache.head_dtype]).items():
             work.add_file(name, data)
         work.add_folder("tokenizer", tokens.tokenizer_folder)
-        missing = work.missing(lambda shard, damage: context.progress.message(f"{shard} is computed again: {damage}"))
         total = len(description.shard_ids())
+        if verify:
+            context.progress.begin("read back what is at the root", total, "shards")
+        missing = work.missing(lambda shard, damage: context.progress.message(f"{shard} is computed again: {damage}"))
         if len(missing) < total:
-            context.progress.message(f"resuming: {total - len(missing)} of {total} shards are there and whole")
+            begun = "read back" if verify else "resuming"
+            context.progress.message(f"{begun}: {total - len(missing)} of {total} shards are there and whole")
         context.progress.begin(
             "cache the teacher", sum(_tokens(tokens, description, shard) for shard in missing), "tokens"
         )
@@ -108,10 +112,13 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS) ->
             written = work.publish(shard, targets, _computed_with(config, context), figures)
             context.progress.advance(len(seen.original_ids), shard=str(shard), megabytes=round(written / 1e6, 2))
         root_digest = work.finish(artefacts.cache if artefacts.root is None else artefacts.tracked_manifest)
-    _report(config, context, description, root_digest, len(missing), time.monotonic() - started)
+    if verify and not missing and _reported(context, root_digest):  # how it was made is still true
+        context.progress.message(f"{work.kept_in} is whole; root digest {root_digest[:12]}")
+    else:
+        _report(config, context, description, root_digest, len(missing), time.monotonic() - started)
 
 
-def _open_work(description: CacheDescription, context: Context) -> AbstractContextManager[CacheWork]:
+def _open_work(description: CacheDescription, context: Context, *, verify: bool) -> AbstractContextManager[CacheWork]:
     """The unfinished cache, here or at the root."""
     artefacts = context.artefacts
     if artefacts.root is None:
@@ -121,7 +128,12 @@ def _open_work(description: CacheDescription, context: Context) -> AbstractConte
     def uploaded(shard: ShardId) -> None:
         context.stop_if_asked(f"every shard up to {shard} is kept in {root.shown()} or {artefacts.cache_work}")
 
-    return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded)
+    def looked(_shard: ShardId) -> None:
+        if verify:  # that takes as long as the cache is large
+            context.progress.advance()
+            context.stop_if_asked(f"what is at {root.shown()} is as it was")
+
+    return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded, looked, verify=verify)
 
 
 def describe(
@@ -206,10 +218,11 @@ def _describe_split(
     )
 
 
-def _already_done(description: CacheDescription, context: Context) -> str | None:
+def _already_done(description: CacheDescription, context: Context, *, verify: bool) -> str | None:
     """The root digest of this very cache where it is finished, here or at the root; None where there is work to do.
 
-    One that is whole in `cache/current` and belongs to a root is copied there.
+    One that is whole in `cache/current` and belongs to a root is copied there. With `verify` the one at the root is not
+    taken for whole.
     """
     artefacts, name = context.artefacts, description.fingerprint[:12]
     if artefacts.root is None:
@@ -218,7 +231,7 @@ def _already_done(description: CacheDescription, context: Context) -> str | None
             context.progress.message(f"cache/current already holds this cache ({name}), verified; nothing to do")
         return None if manifest is None else manifest.root_digest
     root = RemoteFolder(artefacts.root, again=AGAIN)
-    manifest = finished_at(root, description)
+    manifest = None if verify else finished_at(root, description)
     if manifest is not None:
         context.progress.message(f"{root.shown()} already holds this cache ({name}); nothing to do")
     else:
@@ -226,7 +239,7 @@ def _already_done(description: CacheDescription, context: Context) -> str | None
         if manifest is None:
             return None
         context.progress.message(f"cache/current holds this cache ({name}): it is copied to {root.shown()}")
-        push_cache(context, artefacts.root)
+        push_cache(context, artefacts.root, verify=verify)
     keep_manifest(manifest, artefacts.tracked_manifest)
     return manifest.root_digest
 

@@ -239,7 +239,7 @@ class CacheWork:
         )
         data = manifest.to_bytes()
         if not self._before.allows(manifest_file(shard), data):  # computed on another device, say
-            self._expect_no_longer(shard)
+            self._comes_out_otherwise(manifest)
         with writing(f"shard {shard}", self.folder):
             write_durably(self.folder / manifest_file(shard), data)
         self._verified[shard] = manifest
@@ -340,6 +340,10 @@ class CacheWork:
             sync_folder(manifest.parent)
         discard(self.folder / shard_folder(shard))
         self._verified.pop(shard, None)
+
+    def _comes_out_otherwise(self, manifest: ShardManifest) -> None:
+        """A shard has other bytes than the root manifest said: it counts all the same."""
+        self._expect_no_longer(manifest.shard)
 
     def _expect_no_longer(self, shard: ShardId) -> None:
         """What the root manifest said of a shard is no reason to compute it once more after a kill."""

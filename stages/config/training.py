@@ -144,7 +144,7 @@ class MachineConfig:
     threads: int | None = None
     """Threads for tensor work; null: torch's choice, one per physical core, or OMP_NUM_THREADS where that is set."""
     shard_memory_gb: float = 4.0
-    """GiB of decoded shards that a training holds in memory, read ahead ones included."""
+    """GiB of decoded shards that a training holds in memory on each node, read ahead ones included."""
     local_shards_gb: float = 16.0
     """GiB of shards of a cache at a remote root that may lie on this disk."""
 

@@ -10,7 +10,7 @@ from storage.errors import MismatchError, RemoteError
 from storage.layout import ShardId
 from storage.manifest import MANIFEST_FILE, Files, RootManifest, manifest_file
 from storage.remote.folder import RemoteFolder
-from storage.remote.root import shard_of
+from storage.remote.root import manifest_at, shard_of
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,20 @@ def groups(files: Files) -> Iterator[Group]:
 
 
 def refuse_another(remote: RemoteFolder, manifest: RootManifest) -> bool:
-    """Whether this very cache is already finished there. Raises `MismatchError` for another of the same fingerprint."""
-    data = remote.read(MANIFEST_FILE)
-    if data is None:
+    """Whether this very cache is already finished there. Raises `MismatchError` for another of the same fingerprint.
+
+    A damaged manifest.json is none: no reader takes that cache, and this one may be put in its place.
+    """
+    there = manifest_at(remote)
+    if there is None:
         return False
-    if data != manifest.to_bytes():
+    if there.root_digest != manifest.root_digest:
         raise MismatchError(
             f"{remote.shown(MANIFEST_FILE)} is of another cache with the same fingerprint (made on another device, or of "
             f"other splits), and this one has root digest {manifest.root_digest[:12]}...; "
             "put it at another root, or take that one with `pipeline cache pull`"
         )
-    return True
+    return there == manifest  # the root digest is not that of the counts
 
 
 def copy_group(cache: Path, remote: RemoteFolder, group: Group, there: Mapping[str, int], *, verify: bool) -> int:

@@ -30,6 +30,12 @@ FIRST_WAIT = 0.5
 DOWNLOADS = 2
 """A file that arrives damaged is fetched once more: it may have happened on the way."""
 
+MEND = (
+    "push it again from a whole copy (`pipeline cache push URL --verify`), or, where the teacher is, compute again what is "
+    "damaged (`pipeline cache-teacher --root URL --verify`)"
+)
+"""What to do about a damaged file at a root."""
+
 _BLOCK_BYTES = 1 << 23
 _FINAL_ERRNOS = frozenset(
     {
@@ -176,9 +182,7 @@ class RemoteFolder:
                 temporary.replace(target)
                 return
         temporary.unlink(missing_ok=True)
-        raise CorruptError(
-            f"{self.shown(name)} {damage}; push it again from a whole copy: `pipeline cache push URL --verify`"
-        )
+        raise CorruptError(f"{self.shown(name)} {damage}; {MEND}")
 
     def _full(self, name: str) -> str:
         return f"{self._path}/{name}"

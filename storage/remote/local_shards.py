@@ -12,11 +12,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import CacheError, CorruptError
-from storage.files import TEMPORARY, discard
+from storage.files import TEMPORARY, discard, writing
 from storage.layout import ShardId
 from storage.manifest import Files, damages, shard_folder
 from storage.remote.folder import RemoteFolder
@@ -29,7 +29,7 @@ class LocalShards:
     """The shards of the cache at `remote` that lie in `folder`, at most `limit` bytes of them.
 
     `files`: the records of each shard's files, manifests left out. Raises `CacheError` where not even the largest shard
-    fits.
+    fits, and, as all that writes, `WriteError` where the disk is full or nothing may be written.
     """
 
     def __init__(self, remote: RemoteFolder, folder: Path, files: Mapping[ShardId, Files], limit: int) -> None:
@@ -46,8 +46,9 @@ class LocalShards:
             )
         self.room_for = limit // self._sizes[largest]
         """Shards, at the least, that fit at the same time."""
-        (folder / "shards").mkdir(parents=True, exist_ok=True)
-        (folder / "locks").mkdir(exist_ok=True)
+        with self._writing():
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            (folder / "locks").mkdir(exist_ok=True)
 
     @contextmanager
     def held(self, shard: ShardId) -> Iterator[None]:
@@ -97,21 +98,22 @@ class LocalShards:
         """Fetch all files of a shard into the place that was reserved; its lock is held alone."""
         temporary = self._temporary(shard)
         try:
-            for name, record in self._files[shard].items():
-                self._remote.download(name, record, temporary / Path(name).relative_to(shard_folder(shard)))
-        except CorruptError as error:
-            discard(temporary)
-            raise CorruptError(f"shard {shard}: {error}") from error
-        except BaseException:
-            discard(temporary)
+            with self._writing():
+                for name, record in self._files[shard].items():
+                    self._remote.download(name, record, temporary / Path(name).relative_to(shard_folder(shard)))
+                temporary.rename(self._place(shard))
+        except BaseException as error:
+            with suppress(OSError):  # what is left of it is removed before the shard is fetched again
+                discard(temporary)
+            if isinstance(error, CorruptError):
+                raise CorruptError(f"shard {shard}: {error}") from error
             raise
-        temporary.rename(self._place(shard))
         self._verified.add(shard)
 
     def _reserve(self, shard: ShardId) -> bool:
         """Make room for a shard whose lock is held alone, and take it; False where the others are all in use."""
         self._remove(shard)
-        with self._lock_file("room") as descriptor:
+        with self._writing(), self._lock_file("room") as descriptor:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             present = self._present()
             taken = sum(self._sizes[other] for other in present)
@@ -129,9 +131,8 @@ class LocalShards:
 
     def _present(self) -> list[ShardId]:
         """Shards that take room, whole or not, the one that was used longest ago first."""
-        found = (path.name.removeprefix(TEMPORARY) for path in (self._folder / "shards").iterdir())
-        names = {name.removeprefix("discarded-") for name in found}  # a process was killed in `discard`
-        shards = [shard for shard in self._files if f"{shard}.zarr" in names]
+        names = {_shard_name(place) for place in (self._folder / "shards").iterdir()}
+        shards = [shard for shard in self._files if str(shard) in names]
         return sorted(shards, key=self._last_used)
 
     def _last_used(self, shard: ShardId) -> int:
@@ -142,8 +143,9 @@ class LocalShards:
     def _remove(self, shard: ShardId) -> None:
         self._verified.discard(shard)
         place = self._place(shard)
-        discard(place)
-        discard(self._temporary(shard))
+        with self._writing():
+            discard(place)
+            discard(self._temporary(shard))
         shutil.rmtree(place.with_name(f"{TEMPORARY}discarded-{place.name}"), ignore_errors=True)
 
     def _place(self, shard: ShardId) -> Path:
@@ -159,21 +161,34 @@ class LocalShards:
     @contextmanager
     def _lock_file(self, what: ShardId | str) -> Iterator[int]:
         """An open file of its own for each holder: the kernel tells holders apart by it, threads too."""
-        descriptor = os.open(self._lock_path(what), os.O_RDWR | os.O_CREAT, 0o644)
+        with self._writing():
+            descriptor = os.open(self._lock_path(what), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(f"what is read of {self._remote.shown()}", self._folder)
+
 
 def forget_other_caches(local: Path, root_digest: str) -> None:
-    """Remove from `local`, the folder of several caches, the shards of all but one, those in use left out."""
-    for place in local.glob("*/shards/*.zarr"):
-        folder = place.parents[1]
-        if folder.name != root_digest:
-            with (folder / "locks" / f"{place.stem}.lock").open("a") as file:
-                if _lock_alone(file.fileno()):
-                    discard(place)
+    """Remove from `local`, the folder of several caches, the shards of all but one, those in use or on their way left out.
+
+    Raises `WriteError` where nothing may be removed.
+    """
+    with writing("shards of other caches", local):
+        for place in list(local.glob("*/shards/*.zarr")):
+            folder = place.parents[1]
+            if folder.name != root_digest:
+                with (folder / "locks" / f"{_shard_name(place)}.lock").open("a") as file:
+                    if _lock_alone(file.fileno()):
+                        discard(place)
+
+
+def _shard_name(place: Path) -> str:
+    """The name of the shard that a folder holds: whole, on its way here, or half removed by `discard`."""
+    return place.stem.removeprefix(TEMPORARY).removeprefix("discarded-")
 
 
 def _lock_alone(descriptor: int) -> bool:

@@ -12,7 +12,7 @@ from storage.description import CacheDescription
 from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError, RemoteError
 from storage.layout import ShardId, Split
 from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest, group_file, json_file, manifest_file
-from storage.remote.folder import RemoteFolder
+from storage.remote.folder import MEND, RemoteFolder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,10 +54,10 @@ class Identity:
             description = CacheDescription.from_bytes(found[CACHE_FILE])
             manifest = RootManifest.from_bytes(found[MANIFEST_FILE])
         except (CorruptError, FormatError) as error:
-            raise type(error)(f"{folder.shown()}: {error}") from error
+            raise _at(folder, error) from error
         wrong = _contradiction(description, manifest, found[CACHE_FILE])
         if wrong is not None:
-            raise CorruptError(f"{folder.shown(MANIFEST_FILE)} {wrong}; push that cache again from a whole copy")
+            raise CorruptError(f"{folder.shown(MANIFEST_FILE)} {wrong}; {MEND}")
         if root_digest not in {None, manifest.root_digest}:
             raise MismatchError(
                 f"{folder.shown()} has root digest {manifest.root_digest[:12]}...; expected {str(root_digest)[:12]}..., the "
@@ -96,6 +96,20 @@ class Identity:
     def size(self) -> int:
         """Bytes of all files but manifest.json."""
         return sum(record.size for record in self.manifest.files.values())
+
+
+def manifest_at(folder: RemoteFolder) -> RootManifest | None:
+    """What manifest.json of a remote cache says; None where there is none, or a damaged one, which vouches for nothing.
+
+    Raises `FormatError`, naming the URL, for one that needs a newer reader.
+    """
+    data = folder.read(MANIFEST_FILE)
+    try:
+        return None if data is None else RootManifest.from_bytes(data)
+    except CorruptError:
+        return None
+    except FormatError as error:
+        raise _at(folder, error) from error
 
 
 def shard_of(name: str) -> ShardId | None:
@@ -174,6 +188,12 @@ def for_each(
         finally:
             for future in running:
                 future.cancel()
+
+
+def _at(folder: RemoteFolder, error: CorruptError | FormatError) -> CorruptError | FormatError:
+    """The same error, naming the URL and, for damage, what to do."""
+    what = f"; {MEND}" if isinstance(error, CorruptError) else ""
+    return type(error)(f"{folder.shown()}: {error}{what}")
 
 
 def _contradiction(description: CacheDescription, manifest: RootManifest, cache_file: bytes) -> str | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError, MismatchError, RemoteError
 from storage.files import discard, write_durably, writing
+from storage.identity import differing_fields
 from storage.layout import ShardId
 from storage.manifest import (
     MANIFEST_FILE,
@@ -29,7 +30,7 @@ from storage.manifest import (
 )
 from storage.remote.copying import Group, copy_group, groups, refuse_another, refuse_unfinished, wrong_size
 from storage.remote.folder import RemoteFolder
-from storage.remote.root import Identity, for_each
+from storage.remote.root import Identity, for_each, manifest_at
 from storage.taken_back import Before
 from storage.work import CacheWork, Report
 
@@ -37,7 +38,8 @@ UPLOADS = 4
 """Shards that are sent at the same time; with the one that is being written, all that lies here."""
 AGAIN = "`pipeline cache-teacher` goes on from here"
 
-Uploaded = Callable[[ShardId], None]
+Told = Callable[[ShardId], None]
+"""Is called in the calling thread, once for each shard; what it raises ends the work."""
 
 
 def finished_at(root: RemoteFolder, description: CacheDescription) -> RootManifest | None:
@@ -50,12 +52,16 @@ def finished_at(root: RemoteFolder, description: CacheDescription) -> RootManife
         identity = Identity.fetch(remote)
     except IncompleteError:
         return None
-    if identity.description.is_part_of(description):
-        raise MismatchError(
-            f"{remote.shown()} is a cache of {', '.join(identity.description.splits)} only; expected "
-            f"{', '.join(description.splits)}; write to another root, or remove that one"
-        )
+    _refuse_part(remote, identity.manifest, description)
     return None if wrong_size(identity.manifest.files, remote.sizes()) else identity.manifest
+
+
+def _refuse_part(remote: RemoteFolder, manifest: RootManifest, description: CacheDescription) -> None:
+    if description.splits.keys() - manifest.counts.keys():
+        raise MismatchError(
+            f"{remote.shown()} is a cache of {', '.join(manifest.counts)} only; expected {', '.join(description.splits)}; "
+            "write to another root, or remove that one"
+        )
 
 
 class RemoteWork(CacheWork):
@@ -65,11 +71,21 @@ class RemoteWork(CacheWork):
     """
 
     def __init__(
-        self, remote_root: RemoteFolder, root: Path, description: CacheDescription, uploaded: Uploaded
+        self,
+        remote_root: RemoteFolder,
+        root: Path,
+        description: CacheDescription,
+        uploaded: Told,
+        looked: Told,
+        *,
+        verify: bool,
     ) -> None:
         super().__init__(root, description)
         self._remote = remote_root.below(description.fingerprint)
+        self._read_back, self._looked = verify, looked
         self._there: Mapping[str, int] = {}
+        self._finished: RootManifest | None = None
+        self._damaged: dict[ShardId, str] = {}
         self._uploads = _Uploads(self._send, uploaded)
 
     @classmethod
@@ -79,16 +95,19 @@ class RemoteWork(CacheWork):
         remote_root: RemoteFolder,
         root: Path,
         description: CacheDescription,
-        uploaded: Uploaded = lambda _shard: None,
+        uploaded: Told = lambda _shard: None,
+        looked: Told = lambda _shard: None,
+        *,
+        verify: bool = False,
     ) -> Iterator[RemoteWork]:
         """The described cache at a remote root, begun or resumed; `<root>/<fingerprint>` is the work folder here.
 
-        `uploaded(shard)` is called in the calling thread once a shard is there; what it raises ends the work. When the context
-        ends, uploads that run are waited for and others are dropped.
+        `uploaded` is told of a shard once it is there, `looked` once `missing` knows what is there of it. With `verify`,
+        `missing` reads back all that is there. When the context ends, uploads that run are waited for and others are dropped.
 
         Raises as `CacheWork.open`; all that uploads or lists raises `RemoteError`, naming the shard, where the store fails.
         """
-        work = cls(remote_root, root, description, uploaded)
+        work = cls(remote_root, root, description, uploaded, looked, verify=verify)
         with work._held(), work._uploads:
             yield work
 
@@ -101,28 +120,35 @@ class RemoteWork(CacheWork):
         """The shards that are to be computed: neither whole at the root nor whole here. The latter begin to be sent.
 
         At the root is trusted what push trusts: a shard whose manifest is there, of this plan, with every file at its size.
+        Where the cache is finished there, its manifest.json must vouch for the shard's manifest, also for that of one here.
+        Raises `MismatchError` where a part of the cache is finished there.
         """
         self._uploads.settle()
         self._verified.clear()
+        self._damaged.clear()
         self._there = self._remote.sizes()
-        damaged: dict[ShardId, str] = {}
+        self._finished = manifest_at(self._remote)
+        if self._finished is not None:
+            _refuse_part(self._remote, self._finished, self.description)
+            self._before = Before.of(self._finished)
 
         def note(shard: ShardId, found: tuple[ShardManifest, bytes] | str | None) -> None:
             if isinstance(found, tuple):
                 self._take_over(*found)
             elif found is not None:
-                damaged[shard] = found
+                self._damaged[shard] = found
+            self._looked(shard)
 
         shards = self.description.shard_ids()
         for_each(shards, self._look, note)
         missing = []
         for shard in [shard for shard in shards if shard not in self._verified]:
-            if self._is_whole(shard, None if shard in damaged else report):
+            if self._is_whole(shard, None if shard in self._damaged else report):
                 self._uploads.add(shard)
             else:
                 missing.append(shard)
-                if report is not None and shard in damaged:
-                    report(shard, damaged[shard])
+                if report is not None and shard in self._damaged:
+                    report(shard, self._damaged[shard])
         return missing
 
     def store(
@@ -135,7 +161,8 @@ class RemoteWork(CacheWork):
     ) -> int:
         """As `CacheWork.store`; then the shard begins to be sent, once no more than `UPLOADS` others are under way.
 
-        Raises what went wrong with one that was under way.
+        Raises what went wrong with one that was under way, and `MismatchError`, before anything is sent, where the cache is
+        finished there with another such shard.
         """
         written = super().store(shard, arrays, counts, computed_with, figures)
         self._uploads.add(shard)
@@ -175,12 +202,19 @@ class RemoteWork(CacheWork):
             manifest = ShardManifest.from_bytes(shard, data)
         except CorruptError as error:
             return f"{self._remote.shown()}: {error}"
+        if self._finished is not None and self._finished.files.get(name) != FileRecord.of_bytes(data):
+            return f"{self._remote.shown(name)} is not the one that {MANIFEST_FILE} there vouches for"
         wrong = wrong_size(manifest.files, self._there)
         if wrong is not None:
             return f"{self._remote.shown(wrong[0])} {wrong[1]}; expected {manifest.files[wrong[0]].size}"
         metadata = self._remote.read(group) or b""
         if manifest.files.get(group) != FileRecord.of_bytes(metadata) or not self._is_planned(manifest, metadata):
             return f"{self._remote.shown(group)} is of another shard or another cache"
+        for file, record in manifest.files.items() if self._read_back else ():
+            if self._remote.record(file) != record:
+                return (
+                    f"{self._remote.shown(file)} has not the SHA-256 {record.sha256[:12]}... that its manifest expects"
+                )
         return manifest, data
 
     def _take_over(self, manifest: ShardManifest, data: bytes) -> None:
@@ -196,12 +230,34 @@ class RemoteWork(CacheWork):
         name, manifest = manifest_file(shard), self._verified[shard]
         files = {**manifest.files, name: FileRecord.of_file(self.folder / name)}
         try:
-            copy_group(self.folder, self._remote, Group(shard, files), self._there, verify=False)
+            # The manifest of a damaged shard may be ours, so it must not vouch for what is there.
+            copy_group(self.folder, self._remote, Group(shard, files), self._there, verify=shard in self._damaged)
             refuse_unfinished(self._remote, manifest.files, below=shard_folder(shard))
         except RemoteError as error:
             raise RemoteError(f"shard {shard}: {error}") from error
         with writing(f"shard {shard}", self.folder):
             discard(self.folder / shard_folder(shard))
+
+    def _comes_out_otherwise(self, manifest: ShardManifest) -> None:
+        """Raise `MismatchError` where the cache is finished there: its manifest.json would no longer be true."""
+        if self._finished is None:
+            super()._comes_out_otherwise(manifest)
+            return
+        shard, name = manifest.shard, manifest_file(manifest.shard)
+        found, expected = FileRecord.of_bytes(manifest.to_bytes()), self._finished.files[name]
+        there = self._remote.read(name)
+        fields: tuple[str, ...] = ()
+        if there is not None and FileRecord.of_bytes(there) == expected:
+            computed_with = ShardManifest.from_bytes(shard, there).computed_with
+            fields = differing_fields(computed_with, manifest.computed_with, found_in="here")
+        with writing(f"shard {shard}", self.folder):
+            self._remove(shard)
+        raise MismatchError(
+            f"shard {shard} comes out with other bytes than in the finished cache at {self._remote.shown()}: its manifest has "
+            f"SHA-256 {found.sha256[:12]}..., expected {expected.sha256[:12]}... ({'; '.join(fields) or 'computed otherwise'}); "
+            "nothing was changed there; run `pipeline cache-teacher` as and where that cache was made, or write to another root",
+            fields,
+        )
 
     def _refuse_damaged(self, manifest: ShardManifest) -> None:
         """Nothing: the shard is no longer here. What the root's listing shows is compared before manifest.json is sent."""
@@ -216,7 +272,7 @@ def keep_manifest(manifest: RootManifest, file: Path) -> None:
 class _Uploads:
     """Sends shards in the background; what goes wrong is raised where the caller settles."""
 
-    def __init__(self, send: Callable[[ShardId], None], uploaded: Uploaded) -> None:
+    def __init__(self, send: Callable[[ShardId], None], uploaded: Told) -> None:
         self._send, self._uploaded = send, uploaded
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
         self._under_way: dict[Future[None], ShardId] = {}

@@ -71,6 +71,17 @@ def test_a_root_without_a_cache_ends_in_one_line_that_says_what_to_do(make_proje
     assert line.endswith("holds no finished cache; put one there with `pipeline cache push`")
 
 
+def test_reading_back_needs_a_root(make_project, tmp_path):
+    project = make_project()
+    refused = run(project, "cache-teacher", "--verify")
+    assert refused.exit_code == 2
+    assert "add --root URL" in refused.stderr
+    url = f"file://{tmp_path}/remote"
+    for _ in range(2):
+        done(run(project, "cache-teacher", "--verify", root=url))
+    assert not project.artefacts.cache.exists()
+
+
 def test_a_cache_of_some_splits_is_verified_and_repaired_as_such(part):
     project, whole = part
     before = digest(project)

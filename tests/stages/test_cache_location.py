@@ -136,6 +136,16 @@ def test_shards_of_the_cache_that_was_read_before_make_room(project, memory):
     first.load(first.shards("train")[0])  # who reads it still fetches it again
 
 
+def test_several_caches_that_fit_are_listed_with_what_helps_while_a_root_is_set(project, make_project, memory):
+    push_to(memory, project)
+    other = make_project(masking={"seed": 1})
+    other.run(cache_teacher)
+    push_to(memory, other)
+    third = make_project(masking={"seed": 2})
+    with pytest.raises(InputError, match=r"holds 2 caches.*--fingerprint F.*without --root and TEACHER_CACHE_ROOT"):
+        open_cache(third.config, at_root(third, memory))
+
+
 def test_a_cache_without_the_split_that_is_needed_says_what_to_do(project, memory):
     done = push_to(memory, project)
     pull(

@@ -47,8 +47,8 @@ def at_root(project, url, **more):
     return Context(artefacts=Artefacts(project=project.folder, root=url), **more)
 
 
-def run_at(url, project, **more):
-    project.run(cache_teacher, context=at_root(project, url, **more))
+def run_at(url, project, *, verify=False, **more):
+    cache_teacher.run(project.config, at_root(project, url, **more), verify=verify)
 
 
 def digest(project):
@@ -176,3 +176,58 @@ def test_a_cache_of_some_splits_is_completed_and_its_good_shards_are_kept(copy_c
     assert digest(project) == whole
     assert computed(project) == sum(shard.split != "train" for shard in shards) + damaged
     verify_cache(artefacts.cache, deep=True)
+
+
+def flip(data):
+    """The same size, one bit changed."""
+    return data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]
+
+
+def test_a_damaged_chunk_at_a_finished_root_is_found_by_reading_back_and_computed_again(make_project, cached, s3):
+    url, proxy = s3
+    project = make_project()
+    run_at(url, project)
+    (fingerprint,) = finished_caches(opened(url))
+    root = opened(url).below(fingerprint)
+    good = {name: root.record(name) for name in root.sizes()}
+    chunk = next(name for name in good if "train-v0-000001.zarr/hidden/c/" in name)
+    for name in (chunk, "head.safetensors"):
+        rewrite(url, f"{fingerprint}/{name}", flip)
+    run_at(url, project, progress=(messages := Messages()))
+    assert any("nothing to do" in said for said in messages.said)
+    assert root.record(chunk) != good[chunk]
+
+    run_at(url, project, progress=(messages := Messages()), verify=True)
+    assert any(said.startswith("train-v0-000001 is computed again: ") and chunk in said for said in messages.said)
+    assert computed(project) == 1
+    assert tracked(project) == digest(cached)
+    assert {name: root.record(name) for name in root.sizes()} == good
+
+    before = project.artefacts.cache_run.read_bytes()
+    proxy.reset()
+    run_at(url, project, progress=(messages := Messages()), verify=True)
+    assert proxy.asked("PUT") == 0
+    assert messages.said[-1] == f"{url}/{fingerprint} is whole; root digest {tracked(project)[:12]}"
+    assert project.artefacts.cache_run.read_bytes() == before
+
+
+def test_reading_back_uses_a_whole_cache_here_instead_of_the_teacher(copy_cached, memory):
+    project = copy_cached()
+    run_at(memory, project)
+    (fingerprint,) = finished_caches(opened(memory))
+    root = opened(memory).below(fingerprint)
+    chunk = next(name for name in root.sizes() if "train-v0-000001.zarr/hidden/c/" in name)
+    good = root.record(chunk)
+    rewrite(memory, f"{fingerprint}/{chunk}", flip)
+    run_at(memory, project, verify=True)
+    assert root.record(chunk) == good
+    verify_cache(project.artefacts.cache)
+
+
+def test_reading_back_stops_when_asked(make_project, cached, memory):
+    project = make_project()
+    push(cached.artefacts.cache, opened(memory), cached.artefacts.cache_work)
+    with pytest.raises(Interrupted, match=rf"what is at {memory} is as it was"):
+        run_at(memory, project, verify=True, should_stop=lambda: True)
+    run_at(memory, project, verify=True)
+    assert tracked(project) == digest(cached)

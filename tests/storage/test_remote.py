@@ -133,6 +133,14 @@ def test_another_cache_of_the_same_fingerprint_is_not_overwritten(memory, cache,
         push(tmp_path / "different", opened(memory), work)
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data.replace(b'"rows":', b'"rows":1', 1)])
+def test_a_damaged_root_manifest_is_written_anew(damage, memory, cache, work, pulled):
+    done = push(cache, opened(memory), work)
+    rewrite(memory, f"{done.fingerprint}/manifest.json", damage)
+    push(cache, opened(memory), work)
+    assert opened(memory).read(f"{done.fingerprint}/manifest.json") == (cache / "manifest.json").read_bytes()
+
+
 def test_an_unfinished_root_is_refused_until_the_push_is_finished(memory, cache, work, pulled, fingerprint):
     class Stopped(Exception):
         pass

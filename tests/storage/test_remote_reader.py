@@ -185,7 +185,10 @@ def test_a_damaged_object_is_refused_with_shard_file_and_url(kind, s3, push_to, 
     reader = RemoteReader(where, tmp_path)
     with pytest.raises(CorruptError) as refused:
         reader.load(train(1))
-    for part in (f"shard {train(1)}: {where}/shards/{train(1)}.zarr/hidden/c", "expected", "pipeline cache push"):
+    for part in (
+        f"shard {train(1)}: {where}/shards/{train(1)}.zarr/hidden/c", "expected", "pipeline cache push URL --verify",
+        "pipeline cache-teacher --root URL --verify",
+    ):  # fmt: skip
         assert part in str(refused.value)
     assert resident(reader) == set()
     proxy.reset()

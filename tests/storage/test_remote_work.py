@@ -9,7 +9,7 @@ from storage import CacheReader, CacheWork, MismatchError, verify_cache
 from storage.errors import RemoteError
 from storage.remote import RemoteWork, finished_at, finished_caches, pull, push
 from storage.remote.work import UPLOADS
-from tests.storage.build import MASKED, add_files, build_cache, fill, make_description, publish
+from tests.storage.build import MASKED, add_files, build_cache, fill, make_description, make_targets, publish
 from tests.storage.fault_proxy import Fault
 from tests.storage.remote_roots import opened, rewrite
 
@@ -53,6 +53,21 @@ def arrays_in(work):
 def chunk_of(shard, local):
     (chunk,) = [path for path in (local / f"shards/{shard}.zarr/hidden/c").rglob("*") if path.is_file()]
     return chunk.relative_to(local).as_posix()
+
+
+def flip(data):
+    """The same size, one bit changed."""
+    return data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]
+
+
+def contents(url):
+    """Every file of the cache at the root, with its SHA-256."""
+    there = opened(url).below(FINGERPRINT)
+    return {name: there.record(name) for name in there.sizes()}
+
+
+def publish_as_on_another_device(work, shard):
+    return work.publish(shard, make_targets(work.description, shard), {"device": "cuda"}, {})
 
 
 def write(work, tmp_path, tracked):
@@ -211,3 +226,88 @@ def test_a_part_of_the_cache_at_the_root_is_refused(memory, local, tmp_path):
     push(tmp_path / "part", opened(other), tmp_path / "push")
     with pytest.raises(MismatchError, match="a cache of validation only; expected train, validation"):
         finished_at(opened(other), DESCRIPTION)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_damaged_shard_whose_manifest_is_good_is_replaced_and_not_taken_as_vouched_for(
+    finished, memory, work_at, local, tracked, tmp_path
+):
+    push(local, opened(memory), tmp_path / "push")
+    good = contents(memory)
+    rewrite(memory, f"{FINGERPRINT}/shards/{SHARDS[0]}.zarr/zarr.json", flip)
+    if not finished:
+        opened(memory).below(FINGERPRINT).remove("manifest.json")
+    with work_at(memory) as work:
+        assert work.missing() == [SHARDS[0]]
+        assert write(work, tmp_path, tracked) == CacheReader(local).root_digest
+    assert contents(memory) == good
+
+
+def test_a_shard_with_other_bytes_is_refused_before_anything_of_a_finished_cache_is_changed(
+    memory, work_at, local, tracked, tmp_path
+):
+    push(local, opened(memory), tmp_path / "push")
+    opened(memory).below(FINGERPRINT).remove(chunk_of(SHARDS[0], local))
+    before = contents(memory)
+    with work_at(memory) as work:
+        add_files(work, tmp_path)
+        assert work.missing() == [SHARDS[0]]
+        with pytest.raises(MismatchError) as refused:
+            publish_as_on_another_device(work, SHARDS[0])
+    for part in (f"shard {SHARDS[0]}", memory, "expected", 'device: "cpu" expected, "cuda" here', "another root"):
+        assert part in str(refused.value)
+    assert contents(memory) == before
+    with work_at(memory) as work:
+        assert write(work, tmp_path, tracked) == CacheReader(local).root_digest
+
+
+def test_a_shard_with_other_bytes_that_lies_here_is_computed_again_for_a_finished_cache(
+    memory, work_at, local, tracked, tmp_path
+):
+    push(local, opened(memory), tmp_path / "push")
+    good = contents(memory)
+    opened(memory).below(FINGERPRINT).remove(chunk_of(SHARDS[0], local))
+    with CacheWork.open(tmp_path / "work", DESCRIPTION) as work:
+        publish_as_on_another_device(work, SHARDS[0])
+    with work_at(memory) as work:
+        assert work.missing() == [SHARDS[0]]
+        assert write(work, tmp_path, tracked) == CacheReader(local).root_digest
+    assert contents(memory) == good
+
+
+def test_a_shard_manifest_that_the_finished_cache_does_not_vouch_for_is_replaced(
+    memory, work_at, local, tracked, tmp_path
+):
+    push(local, opened(memory), tmp_path / "push")
+    good = contents(memory)
+    rewrite(memory, f"{FINGERPRINT}/manifest/{SHARDS[1]}.json", lambda data: data.replace(b'"cpu"', b'"gpu"'))
+    with work_at(memory) as work:
+        assert work.missing() == [SHARDS[1]]
+        assert write(work, tmp_path, tracked) == CacheReader(local).root_digest
+    assert contents(memory) == good
+
+
+def test_reading_back_finds_every_damaged_file_and_all_are_replaced(url, work_at, local, tracked, tmp_path):
+    push(local, opened(url), tmp_path / "push")
+    good = contents(url)
+    for name in (chunk_of(SHARDS[0], local), "head.safetensors", "cache.json", "manifest.json"):
+        rewrite(url, f"{FINGERPRINT}/{name}", flip)
+    opened(url).below(FINGERPRINT).remove(chunk_of(SHARDS[2], local))
+    looked, told = [], {}
+    with work_at(url, looked=looked.append, verify=True) as work:
+        assert work.missing(told.__setitem__) == [SHARDS[0], SHARDS[2]]
+        assert sorted(looked) == sorted(SHARDS)
+        assert f"{chunk_of(SHARDS[0], local)} has not the SHA-256" in told[SHARDS[0]]
+        assert write(work, tmp_path, tracked) == CacheReader(local).root_digest
+    assert contents(url) == good
+    with work_at(url, verify=True) as work:
+        assert work.missing() == []
+
+
+def test_a_part_of_the_cache_at_the_root_is_refused_when_it_is_read_back(memory, work_at, local, tmp_path):
+    push(local, opened(memory), tmp_path / "push")
+    other = f"{memory}-part"
+    pull(opened(memory), FINGERPRINT, tmp_path / "part", tmp_path / "pull-work", splits=["validation"])
+    push(tmp_path / "part", opened(other), tmp_path / "push")
+    with work_at(other, verify=True) as work, pytest.raises(MismatchError, match="a cache of validation only"):
+        work.missing()
