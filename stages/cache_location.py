@@ -96,12 +96,10 @@ def choose(root: RemoteFolder, config: Config, context: Context) -> str:
 
 def _fetch_by_name(artefacts: Artefacts) -> str:
     """The advice where it is not clear which cache is meant."""
-    then = (
-        ""
-        if artefacts.root is None
-        else ", and run this without --root and TEACHER_CACHE_ROOT, so that it is read here"
-    )
-    return f"fetch one by its name (`pipeline cache pull URL --fingerprint F`){then}"
+    advice = "fetch one by its name (`pipeline cache pull URL --fingerprint F`)"
+    if artefacts.root is None:
+        return advice
+    return f"{advice} and run this without --root and TEACHER_CACHE_ROOT, so that it is read here"
 
 
 def push_cache(context: Context, url: str, *, verify: bool = False) -> Transferred:

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 
 from storage.errors import CorruptError
-from storage.files import write_durably
+from storage.files import write_durably, writing
 from storage.layout import ShardId
 from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, Files
 from storage.reader import CacheReader
@@ -144,7 +144,8 @@ class RemoteReader(CacheReader):
             if files[name].damage(self.folder / name, digest=True) is not None:
                 self._remote.download(name, files[name], self.folder / name)
 
-        with (self.folder / "locks" / "open.lock").open("w") as one_at_a_time:
+        what = f"what is read of {self._remote.shown()}"
+        with writing(what, self.folder), (self.folder / "locks" / "open.lock").open("w") as one_at_a_time:
             fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
             for_each(files, fetch, lambda _name, _nothing: None)
             for name, data in (

@@ -119,8 +119,10 @@ class RemoteWork(CacheWork):
     def missing(self, report: Report | None = None) -> list[ShardId]:
         """The shards that are to be computed: neither whole at the root nor whole here. The latter begin to be sent.
 
-        At the root is trusted what push trusts: a shard whose manifest is there, of this plan, with every file at its size.
-        Where the cache is finished there, its manifest.json must vouch for the shard's manifest, also for that of one here.
+        Without `verify` a shard is trusted at the root whose manifest is there, with zarr.json as it says, of this plan, and every
+        file at its size. Where the cache is finished there, its manifest.json must vouch for the manifests of shards, those
+        that lie here too.
+
         Raises `MismatchError` where a part of the cache is finished there.
         """
         self._uploads.settle()
@@ -211,10 +213,10 @@ class RemoteWork(CacheWork):
         if manifest.files.get(group) != FileRecord.of_bytes(metadata) or not self._is_planned(manifest, metadata):
             return f"{self._remote.shown(group)} is of another shard or another cache"
         for file, record in manifest.files.items() if self._read_back else ():
-            if self._remote.record(file) != record:
-                return (
-                    f"{self._remote.shown(file)} has not the SHA-256 {record.sha256[:12]}... that its manifest expects"
-                )
+            found = self._remote.record(file)
+            if found != record:
+                what = "is missing" if found is None else f"has SHA-256 {found.sha256[:12]}..."
+                return f"{self._remote.shown(file)} {what}; expected {record.sha256[:12]}..."
         return manifest, data
 
     def _take_over(self, manifest: ShardManifest, data: bytes) -> None:
@@ -255,7 +257,7 @@ class RemoteWork(CacheWork):
         raise MismatchError(
             f"shard {shard} comes out with other bytes than in the finished cache at {self._remote.shown()}: its manifest has "
             f"SHA-256 {found.sha256[:12]}..., expected {expected.sha256[:12]}... ({'; '.join(fields) or 'computed otherwise'}); "
-            "nothing was changed there; run `pipeline cache-teacher` as and where that cache was made, or write to another root",
+            "that shard was not changed there; run `pipeline cache-teacher` as and where that cache was made, or write to another root",
             fields,
         )
 
