@@ -3,13 +3,16 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.pipeline.repository import Repository
-from tests.tiny import write_params
+from tests.tiny import ROOT, write_params
 
 
 def stages_run(output):
@@ -99,3 +102,22 @@ def test_a_kill_in_the_middle_of_the_training_resumes_to_the_same_weights(reposi
     shutil.rmtree(repository.folder / "checkpoints")
     repository.dvc("repro", "-sf", "train-student")
     assert repository.student() == interrupted
+
+
+def test_the_projects_own_folder_is_one_that_dvc_takes(tmp_path):
+    """A second dvc.yaml, such as that of a recipe, would be a part of the pipeline and keep `make demo` from its start."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    dvc = shutil.which("dvc", path=Path(sys.executable).parent)
+    done = subprocess.run([dvc, "stage", "list", "--all"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= {
+        "corpus",
+        "cache-teacher",
+        "train-student",
+        "report",
+    }
+    assert "recipes" not in done.stdout
