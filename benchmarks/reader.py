@@ -22,7 +22,7 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -52,7 +52,7 @@ EPOCHS = 3
 PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
 
 Arrays = dict[str, NDArray[Any]]
-Batches = Iterator[ShardArrays]
+Batches = Generator[ShardArrays, None, None]
 
 
 @dataclass
@@ -272,7 +272,7 @@ def tokens_per_second(cache: Cache, batches: Callable[[int], Batches], *, slow: 
     started = time.perf_counter()
     tokens = sum(batch.tokens for batch in islice(running, last - first))
     seconds = time.perf_counter() - started
-    running.close()  # type: ignore[attr-defined]
+    running.close()
     return tokens / seconds
 
 
@@ -287,7 +287,7 @@ def memory_by_epoch(cache: Cache) -> list[float]:
             pass
         both = [psutil.Process(pid).memory_full_info() for pid in (os.getpid(), MEMORY["process"])]
         held.append((sum(getattr(info, "pss", info.rss) for info in both) - before) / 1e6)
-    running.close()  # type: ignore[attr-defined]
+    running.close()
     return held
 
 

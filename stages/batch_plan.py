@@ -64,14 +64,13 @@ class BatchPlan:
         """
         if first_step >= last_step:
             return
-        first, last = (
-            int(self.batch_and_windows(step)[1][end]) for step, end in ((first_step, 0), (last_step - 1, -1))
-        )
+        first = int(self.batch_and_windows(first_step)[1][0])
+        last = int(self.batch_and_windows(last_step - 1)[1][-1])
         for window in range(first, last + 1):
             epoch, group = divmod(window, self._groups_per_epoch)
-            groups = self._groups(epoch)
+            groups, starts = _grouped(self.sequences_per_shard, self.seed, epoch)
             # The last groups of an epoch may hold just the sequences that fill no batch.
-            if window in (first, last) or self._starts(groups)[group] < self.steps_per_epoch * self.batch_size:
+            if window in (first, last) or starts[group] < self.steps_per_epoch * self.batch_size:
                 yield window, epoch % self.variants, groups[group]
 
     @property
@@ -82,8 +81,7 @@ class BatchPlan:
     def _pieces(self, step: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """What each group gives to the batch of a step: its window, and (sequences, 2) as in `batch`."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        groups = self._groups(epoch)
-        starts = self._starts(groups)
+        groups, starts = _grouped(self.sequences_per_shard, self.seed, epoch)
         begin, end = within * self.batch_size, (within + 1) * self.batch_size
         for group in range(int(np.searchsorted(starts, begin, "right")) - 1, int(np.searchsorted(starts, end, "left"))):
             low, high = max(begin, starts[group]) - starts[group], min(end, starts[group + 1]) - starts[group]
@@ -94,13 +92,15 @@ class BatchPlan:
     def _groups_per_epoch(self) -> int:
         return -(-len(self.sequences_per_shard) // RESIDENT_SHARDS)
 
-    def _starts(self, groups: tuple[tuple[int, ...], ...]) -> npt.NDArray[np.int64]:
-        """(groups + 1,): place of each group's first sequence in the epoch."""
-        return np.cumsum([0, *(sum(self.sequences_per_shard[s] for s in group) for group in groups)])
 
-    def _groups(self, epoch: int) -> tuple[tuple[int, ...], ...]:
-        order = permutation(f"shards/{self.seed}", epoch, len(self.sequences_per_shard)).tolist()
-        return tuple(tuple(order[i : i + RESIDENT_SHARDS]) for i in range(0, len(order), RESIDENT_SHARDS))
+@lru_cache(maxsize=4)
+def _grouped(
+    sequences_per_shard: tuple[int, ...], seed: int, epoch: int
+) -> tuple[tuple[tuple[int, ...], ...], npt.NDArray[np.int64]]:
+    """The groups of shards of an epoch in their order, and (groups + 1,) the place of each group's first sequence."""
+    order = permutation(f"shards/{seed}", epoch, len(sequences_per_shard)).tolist()
+    groups = tuple(tuple(order[i : i + RESIDENT_SHARDS]) for i in range(0, len(order), RESIDENT_SHARDS))
+    return groups, np.cumsum([0, *(sum(sequences_per_shard[s] for s in group) for group in groups)])
 
 
 @lru_cache(maxsize=4)

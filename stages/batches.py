@@ -211,25 +211,25 @@ class PlannedBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         pad_id = self._reader.description.pad_id
-        with self._loader() as loader:
+        shards = [self._reader.shards("train", variant) for variant in range(self._plan.variants)]
+        with self._loader(shards) as loader:
             for step in self._steps:
                 sequences, windows = self._plan.batch_and_windows(step)
-                shards = self._reader.shards("train", self._plan.variant(step))
+                of_variant = shards[self._plan.variant(step)]
                 mine = np.arange(self._rank, len(sequences), self._world_size)
                 for micro in np.split(mine, range(self._micro_batch_size, len(mine), self._micro_batch_size)):
-                    rows = gather(loader, shards, sequences[micro], windows[micro])
+                    rows = gather(loader, of_variant, sequences[micro], windows[micro])
                     if micro[-1] == mine[-1]:
                         # All ranks come to the same windows before one of them waits for the others' gradients.
                         loader.advance(int(windows[-1]))
                     yield to_batch(rows, pad_id=pad_id, wanted=self._wanted)
 
-    def _loader(self) -> ShardLoader:
-        """Raises `ConfigError` where the memory does not hold what a window needs."""
+    def _loader(self, shards: list[list[ShardId]]) -> ShardLoader:
+        """Reads `shards`, those of each variant. Raises `ConfigError` where the memory does not hold what a window needs."""
         plan = self._plan
-        variants = [self._reader.shards("train", variant) for variant in range(plan.variants)]
         slots, slot_bytes = slots_for(self._reader, plan, self._memory_bytes)
         visits = (
-            (window, variants[variant][number])
+            (window, shards[variant][number])
             for window, variant, numbers in plan.windows(self._steps.start, self._steps.stop)
             for number in numbers
         )

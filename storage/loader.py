@@ -22,7 +22,7 @@ from storage.errors import CacheError
 from storage.layout import ShardId
 from storage.loader_process import SharedBy, end, join, start
 from storage.reader import CacheReader
-from storage.shard import assemble, shard_shapes
+from storage.shard import assemble, shard_memory
 from storage.shard_arrays import ShardArrays
 
 _SECONDS_TO_SEE_IT_END = 10
@@ -170,13 +170,11 @@ class ShardLoader:
             self._failed[shard] = getattr(errors, kind, CacheError)(message)
 
     def _assemble(self, shard: ShardId) -> ShardArrays:
-        description = self._reader.description
-        shapes = shard_shapes(description, shard, self._reader.shard_counts(shard))
-        allocate = self._memory.allocator(self._slot_of[shard])
-        memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
-        for array in memory:
+        description, counts = self._reader.description, self._reader.shard_counts(shard)
+        memory = shard_memory(description, shard, counts, self._memory.allocator(self._slot_of[shard]))
+        for _, array in memory:
             array.flags.writeable = False
-        return assemble(description, shard, {spec.name: array for (spec, _), array in zip(shapes, memory, strict=True)})
+        return assemble(description, shard, {spec.name: array for spec, array in memory})
 
     def _ended(self, shard: ShardId) -> CacheError:
         how = ""

@@ -35,11 +35,12 @@ from storage.sharded_file import (
 if TYPE_CHECKING:
     from zarr.core.buffer import NDArrayLike
 
-Allocate = Callable[[Sequence[tuple[tuple[int, ...], np.dtype[Any]]]], Sequence[NDArray[Any]]]
+Shapes = Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
+Allocate = Callable[[Shapes], Sequence[NDArray[Any]]]
 """Memory for arrays of these shapes and dtypes; called again, it may give the same memory again."""
 
 
-def allocate_new(wanted: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[NDArray[Any]]:
+def allocate_new(wanted: Shapes) -> list[NDArray[Any]]:
     """Memory of its own for each array."""
     return [np.empty(shape, dtype) for shape, dtype in wanted]
 
@@ -151,9 +152,7 @@ def read_shard(
     """
     _check_attributes(folder, description, shard, teacher_saw)
     arrays: dict[str, NDArray[Any]] = {}
-    shapes = shard_shapes(description, shard, counts)
-    memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
-    for (spec, _), out in zip(shapes, memory, strict=True):
+    for spec, out in shard_memory(description, shard, counts, allocate):
         try:
             (_read_own if engine == "own" else _read_with_zarr)(folder / spec.name, spec, out, engine)
         except DamagedFileError as damage:
@@ -166,6 +165,15 @@ def read_shard(
             shard, "input_ids", "and its other token arrays have another digest than teacher_saw in the manifest"
         )
     return assemble(description, shard, arrays)
+
+
+def shard_memory(
+    description: CacheDescription, shard: ShardId, counts: Mapping[str, int], allocate: Allocate
+) -> list[tuple[ArraySpec, NDArray[Any]]]:
+    """The arrays of a shard, each with its memory: who decodes a shard and who reads it in the same slot agree by this."""
+    shapes = shard_shapes(description, shard, counts)
+    memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
+    return [(spec, array) for (spec, _), array in zip(shapes, memory, strict=True)]
 
 
 def shard_shapes(

@@ -6,7 +6,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
 
@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 
 from storage.layout import ShardId
 from storage.reader import CacheReader
-from storage.shard import Allocate, shard_shapes
+from storage.shard import Allocate, Shapes, shard_shapes
 
 _ALIGNMENT = 64
 """Bytes: a cache line, and what vector instructions like best."""
-
-Wanted = Sequence[tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Slots:
@@ -38,7 +36,7 @@ class Slots:
     def allocator(self, slot: int) -> Allocate:
         """Gives arrays in the slot, one behind the other: for the same shapes the same ones, each time."""
 
-        def allocate(wanted: Wanted) -> list[NDArray[Any]]:
+        def allocate(wanted: Shapes) -> list[NDArray[Any]]:
             places, end = _laid_out(wanted)
             if end > self.size:
                 raise MemoryError(f"a slot has {self.size} bytes; the arrays need {end}")
@@ -65,7 +63,7 @@ def decoded_bytes(reader: CacheReader, shards: Iterable[ShardId]) -> int:
     return max(map(of, shards))
 
 
-def _laid_out(wanted: Wanted) -> tuple[list[int], int]:
+def _laid_out(wanted: Shapes) -> tuple[list[int], int]:
     """Where each array begins, and where the last one ends (rounded up to where another could begin)."""
     sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
     ends = list(accumulate(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))

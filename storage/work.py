@@ -243,7 +243,11 @@ class CacheWork:
         with writing(f"shard {shard}", self.folder):
             write_durably(self.folder / manifest_file(shard), data)
         self._verified[shard] = manifest
+        self._stored(shard)
         return sum(record.size for record in files.values()) + len(data)
+
+    def _stored(self, shard: ShardId) -> None:
+        """A shard is whole here: nothing more is to be done with it."""
 
     def _write_temporary(
         self, shard: ShardId, arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any]

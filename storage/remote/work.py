@@ -10,9 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from numpy.typing import NDArray
+from typing import Self
 
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError, MismatchError, RemoteError
@@ -153,23 +151,14 @@ class RemoteWork(CacheWork):
                     report(shard, self._damaged[shard])
         return missing
 
-    def store(
-        self,
-        shard: ShardId,
-        arrays: Mapping[str, NDArray[Any]],
-        counts: dict[str, int],
-        computed_with: dict[str, Any],
-        figures: dict[str, Any],
-    ) -> int:
-        """As `CacheWork.store`; then the shard begins to be sent, once no more than `UPLOADS` others are under way.
+    def _stored(self, shard: ShardId) -> None:
+        """The shard begins to be sent, once no more than `UPLOADS` others are under way.
 
-        Raises what went wrong with one that was under way, and `MismatchError`, before anything is sent, where the cache is
-        finished there with another such shard.
+        Raises what went wrong with one that was under way. (Where the cache is finished there with another such shard,
+        `_comes_out_otherwise` has raised before.)
         """
-        written = super().store(shard, arrays, counts, computed_with, figures)
         self._uploads.add(shard)
         self._uploads.settle(UPLOADS)
-        return written
 
     def finish(self, destination: Path) -> str:
         """Send what is beside the shards and, last of all, manifest.json; its root digest.
