@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stages.errors import Interrupted
+from stages.sharing import InProcess, Place, Runner, never
 
 Figure = str | int | float
 
@@ -140,11 +141,6 @@ class Artefacts:
         return self.project / "runs" / f"speed-{name}.json"
 
 
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
-
-
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """This process among those of the same launch on the same machine."""
@@ -169,8 +165,15 @@ class Context:
     node: Node = field(default_factory=Node)
     should_stop: Callable[[], bool] = never
     progress: Progress = field(default_factory=Silent)
+    runner: Runner = field(default_factory=InProcess)
+    """In which processes a stage's work is done, where it can be shared out."""
     commit: str | None = None
     """Git commit of the project folder, ` (modified)` added where files differ from it; None outside of git."""
+
+    @property
+    def place(self) -> Place:
+        """What this process computes with."""
+        return Place(device=self.device, threads=self.threads, should_stop=self.should_stop)
 
     def stop_if_asked(self, kept: str) -> None:
         """Raise `Interrupted` if a stop was asked for; `kept` says what is safe on disk."""

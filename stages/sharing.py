@@ -1,0 +1,101 @@
+"""Work that is shared out: a job says what is to be done with an item, a runner in which processes that happens.
+
+A stage hands its items to `Context.runner` and is told of each as it is done. Without workers that is `InProcess`; the
+command line may put processes of this machine or of a cluster in its place, which the stage does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Taken_contra = TypeVar("Taken_contra", contravariant=True)
+Given_co = TypeVar("Given_co", covariant=True)
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a process of a job computes with."""
+
+    device: str = "cpu"
+    """A torch device: `cpu`, `cuda`, `cuda:1`."""
+    threads: int = 1
+    should_stop: Callable[[], bool] = never
+    """Whether the item in hand is to be dropped: asked now and then while it is worked on, in which case the work raises
+    `Interrupted`."""
+
+
+class Job(Protocol[Taken_contra, Given_co]):
+    """What any process can do with items, one at a time, given its fields: it travels to other processes by pickle."""
+
+    @property
+    def at_once(self) -> int:
+        """Items that a process has in hand at the same time, in a thread each, so that one is written while the next is computed."""
+
+    def begin(self, place: Place) -> AbstractContextManager[Callable[[Taken_contra], Given_co]]:
+        """Once per process: load what all items need. What its context gives is called in `at_once` threads."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[Item, Result]):
+    """An item and what came of it."""
+
+    item: Item
+    result: Result
+
+
+@dataclass(frozen=True)
+class Failed(Generic[Item]):
+    """An item that could not be done, and why. The others go on; whether that makes sense is for the stage to say."""
+
+    item: Item
+    error: Exception
+
+
+Outcome = Done[Item, Result] | Failed[Item]
+
+
+class Runner(Protocol):
+    """Has a job done with each item."""
+
+    def run(self, job: Job[Item, Result], items: Iterable[Item], place: Place) -> Generator[Outcome[Item, Result]]:
+        """The outcome of each item, in the order in which they are done; `place` is what this process would compute with.
+
+        Items are started in their order, few at a time. Closed before its end, the generator starts no more of them, and
+        waits for those in hand, whose `Place.should_stop` may tell them to give up.
+        """
+
+
+class InProcess:
+    """The runner without workers: this process does it."""
+
+    def run(self, job: Job[Item, Result], items: Iterable[Item], place: Place) -> Generator[Outcome[Item, Result]]:
+        """As `Runner.run`."""
+        waiting = iter(items)
+        with job.begin(place) as do, ThreadPoolExecutor(job.at_once, thread_name_prefix="item") as pool:
+            in_hand: dict[Future[Result], Item] = {}
+            try:
+                while True:
+                    for item in islice(waiting, job.at_once - len(in_hand)):
+                        in_hand[pool.submit(do, item)] = item
+                    if not in_hand:
+                        return
+                    for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
+                        item, error = in_hand.pop(future), future.exception()
+                        if error is not None and not isinstance(error, Exception):
+                            raise error
+                        yield Done(item, future.result()) if error is None else Failed(item, error)
+            finally:
+                for future in in_hand:
+                    future.cancel()
