@@ -105,7 +105,7 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS, *,
             )
             layout = description.splits[shard.split].layout
             seen = mask_shard(tokens, maskers[shard.split], shard, description.span(shard), seed=config.masking.seed)
-            targets = computer.compute(seen, layout)
+            targets = computer.compute(seen, layout).targets()
             rows = seen.rows(layout)
             masked = (seen.masked if rows is None else seen.masked[rows]) == 1
             figures = shard_figures(targets, masked, description.temperatures)

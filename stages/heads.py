@@ -149,11 +149,23 @@ class Head:
             hidden = self._apply(step, hidden)
         return hidden
 
+    def project(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits (rows, V) from what `features` gives; the matrix product goes into `out` where given."""
+        weight, bias = self.projection
+        after = next(i for i, step in enumerate(self.steps) if step["op"] == "projection") + 1
+        if out is None:
+            logits = F.linear(features, weight, bias)
+        elif bias is None:
+            logits = torch.mm(features, weight.T, out=out)
+        else:
+            logits = torch.addmm(bias, features, weight.T, out=out)
+        for step in self.steps[after:]:
+            logits = self._apply(step, logits)
+        return logits
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (rows, V) from hidden states (rows, H)."""
-        for step in self.steps:
-            hidden = self._apply(step, hidden)
-        return hidden
+        return self.project(self.features(hidden))
 
     def _apply(self, step: Mapping[str, Any], x: Tensor) -> Tensor:
         op = step["op"]

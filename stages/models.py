@@ -177,9 +177,12 @@ def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
 
 
 def encoder_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, layers: Sequence[int] = ()
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: Sequence[int] = ()
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Output of the last block, and of each of `layers` (0: the embeddings, n: the n-th block), float (batch, tokens, H)."""
+    """Output of the last block, and of each of `layers` (0: the embeddings, n: the n-th block), float (batch, tokens, H).
+
+    `attention_mask` None: every token is real.
+    """
     output = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, **({"output_hidden_states": list(layers)} if layers else {})
     )

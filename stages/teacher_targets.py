@@ -1,8 +1,12 @@
-"""The teacher's pass over one shard: what it saw, and what it said, ready to be stored."""
+"""The teacher's pass over one shard: what it saw, and what it said, ready to be stored.
+
+On a GPU nothing here waits for it: the work of a whole shard is enqueued, results gather on the device in the order of the
+shard's rows, coded as they will be stored, and cross over once. `Computed.targets` is where a writer waits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +15,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stages.draws import ShardUniforms, count_draws, draw_ids
-from stages.heads import Head, row_chunks
+from stages.draws import ShardUniforms, count_draws
+from stages.errors import Interrupted
+from stages.heads import Head
 from stages.masking import Masker
 from stages.models import encoder_states
+from stages.quantise import as_stored, encode_hidden
+from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
-from stages.target_selection import count_likely, statistics, top_k
+from stages.sharing import never
 from storage import Layout, ShardId, ShardTargets
 
 if TYPE_CHECKING:
@@ -70,142 +77,189 @@ def mask_shard(
     )
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that the teacher sees together."""
+
+    sequences: npt.NDArray[np.int64]
+    """Local indices, the longest first."""
+    lengths: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    """Index within the shard of every token, one sequence after the other."""
+    places: npt.NDArray[np.int64]
+    """Where each of these tokens stands in the padded batch, flattened."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and tokens of the padded batch."""
+        return len(self.lengths), int(self.lengths[0])
+
+    @property
+    def is_padded(self) -> bool:
+        return int(self.lengths[-1]) < int(self.lengths[0])
+
+
+def batches(offsets: npt.NDArray[np.integer[Any]], batch_tokens: int) -> Iterator[Batch]:
+    """The sequences between `offsets` (S + 1,), the longest first, in batches of at most `batch_tokens` when padded."""
+    starts = offsets.astype(np.int64)
+    lengths = np.diff(starts)
+    order = np.argsort(-lengths, kind="stable")
+    begin = 0
+    while begin < len(order):
+        longest = int(lengths[order[begin]])
+        sequences = order[begin : begin + max(1, batch_tokens // longest)]
+        begin += len(sequences)
+        position = np.arange(longest)
+        real = position < lengths[sequences, None]
+        yield Batch(
+            sequences=sequences,
+            lengths=lengths[sequences],
+            tokens=(starts[sequences, None] + position)[real],
+            places=np.flatnonzero(real),
+        )
+
+
+_CODED = frozenset({"hidden", "hidden_scale", "top_gap"})
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What the teacher said about a shard: on its way from the device, perhaps."""
+
+    seen: SeenSequences
+    layout: Layout
+    row_token: npt.NDArray[np.uint32] | None
+    columns: dict[str, Tensor]
+    """(rows, ...) by name, in the processor's memory; there once `copied` has happened."""
+    copied: torch.cuda.Event | None = None
+
+    def targets(self) -> ShardTargets:
+        """The targets, ready to be checked and stored. Waits for the device."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        arrays = {name: as_stored(self.layout, name, tensor.numpy()) for name, tensor in self.columns.items()}
+        encoded = {name: array for name, array in arrays.items() if name in _CODED}
+        return ShardTargets(
+            sequence_offsets=self.seen.offsets,
+            original_ids=self.seen.original_ids,
+            input_ids=self.seen.input_ids,
+            masked=self.seen.masked,
+            row_token=self.row_token,
+            stat=arrays["stat"],
+            hidden=None,
+            encoded=encoded,
+            **_kept_logits(arrays),
+            **_kept_draws(arrays),
+        )
+
+
 class TargetsComputer:
-    """A teacher, ready to turn masked sequences into `ShardTargets`."""
+    """A teacher, ready to turn masked sequences into `ShardTargets`. To be used by one thread."""
 
     def __init__(
         self, teacher: PreTrainedModel, *, temperatures: tuple[float, ...], pad_id: int, batch_tokens: int
     ) -> None:
         self._teacher = teacher
+        self._device = next(teacher.parameters()).device
         # The head works in float32 whatever the encoder's dtype, as it will when a student rebuilds the logits.
         head = Head.of(teacher)
-        self._head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
-        self._temperatures = temperatures
+        head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
+        self._rows = RowTargets(head, temperatures)
         self._pad_id = pad_id
         self._batch_tokens = batch_tokens
         self._layers: int = teacher.config.num_hidden_layers
-        self._device = next(teacher.parameters()).device
 
     @torch.inference_mode()
-    def compute(self, seen: SeenSequences, layout: Layout) -> ShardTargets:
-        """All rows of one shard, in float32, in the order of its tokens."""
+    def compute(self, seen: SeenSequences, layout: Layout, should_stop: Callable[[], bool] = never) -> Computed:
+        """All rows of one shard, in the order of its tokens, coded as they will be stored.
+
+        Raises `Interrupted` where `should_stop`, asked before each batch, says so.
+        """
         row_token = seen.rows(layout)
         of_token = np.arange(len(seen.original_ids)) if row_token is None else row_token.astype(np.int64)
         row_of_token = np.full(len(seen.original_ids), -1, np.int64)
         row_of_token[of_token] = np.arange(len(of_token))
-        columns = self._buffers(len(of_token), layout)
-        for sequences in self._batches(seen.offsets):
-            states, cached_layers, tokens = self._encode(seen, sequences, layout.hidden_layers)
-            kept = np.flatnonzero(row_of_token[tokens] >= 0)
-            rows, places = row_of_token[tokens[kept]], torch.from_numpy(kept).to(self._device)
-            if cached_layers:
-                columns["hidden"][rows] = (
-                    torch.stack([layer[places] for layer in cached_layers], 1).float().cpu().numpy()
-                )
-            uniform = self._draw_uniforms(seen, sequences, layout.draws)[kept]
-            for part, values in self._heads(states[places].float(), uniform, layout):
-                for name, tensor in values.items():
-                    columns[name][rows[part]] = tensor.cpu().numpy()
-        return ShardTargets(
-            sequence_offsets=seen.offsets,
-            original_ids=seen.original_ids,
-            input_ids=seen.input_ids,
-            masked=seen.masked,
-            row_token=row_token,
-            stat=columns["stat"],
-            hidden=columns.get("hidden"),
-            **_kept_logits(columns),
-            **_kept_draws(columns),
-        )
-
-    def _buffers(self, rows: int, layout: Layout) -> dict[str, Array]:
-        """Arrays for all rows by name; what is ragged is as wide as its longest row may be."""
-        k = layout.top_k
-        wanted: dict[str, tuple[bool, tuple[int, ...], type[np.generic]]] = {
-            "stat": (True, (1 + 2 * len(self._temperatures),), np.float32),
-            "top_ids": (k > 0, (k,), np.uint32),
-            "top_logits": (k > 0, (k,), np.float32),
-            "top_count": (layout.selection == "threshold", (), np.uint8),
-            "drawn": (layout.draws > 0, (layout.draws,), np.uint32),
-            "hidden": (layout.hidden != "none", (len(layout.hidden_layers), self._head.hidden_size), np.float32),
-        }
-        return {name: np.empty((rows, *shape), dtype) for name, (needed, shape, dtype) in wanted.items() if needed}
-
-    def _batches(self, offsets: npt.NDArray[np.uint32]) -> Iterator[npt.NDArray[np.int64]]:
-        """Sequences (local indices) in batches of similar length, each at most `batch_tokens` when padded."""
-        lengths = np.diff(offsets.astype(np.int64))
-        order = np.argsort(-lengths, kind="stable")
-        begin = 0
-        while begin < len(order):
-            size = max(1, self._batch_tokens // int(lengths[order[begin]]))
-            yield order[begin : begin + size]
-            begin += size
+        columns = _Columns(len(of_token))
+        for batch in batches(seen.offsets, self._batch_tokens):
+            if should_stop():
+                raise Interrupted("the shard in hand was dropped")
+            kept = np.flatnonzero(row_of_token[batch.tokens] >= 0)
+            rows = self._sent(row_of_token[batch.tokens[kept]])
+            places = self._sent(batch.places[kept])
+            last, cached = self._encode(seen.input_ids, batch, layout.hidden_layers)
+            if cached:
+                states = torch.stack([state.flatten(0, 1)[places] for state in cached], 1)
+                columns.put(rows, encode_hidden(layout, states))
+            drawn = self._uniforms(seen, batch, layout.draws)
+            uniform = None if drawn is None else self._sent(drawn[kept])
+            for part, found in self._rows.of(last.flatten(0, 1)[places].float(), uniform, layout):
+                columns.put(rows[part], found)
+        return Computed(seen, layout, row_token, *columns.in_memory())
 
     def _encode(
-        self, seen: SeenSequences, sequences: npt.NDArray[np.int64], layers: tuple[int, ...]
-    ) -> tuple[Tensor, list[Tensor], npt.NDArray[np.int64]]:
-        """Last hidden state, those of `layers`, and the token index within the shard.
-
-        Each state is (tokens of the batch, H): without padding, one sequence after the other.
-        """
-        starts = seen.offsets[sequences].astype(np.int64)
-        lengths = seen.offsets[sequences + 1].astype(np.int64) - starts
-        position = np.arange(int(lengths.max()))
-        real = position < lengths[:, None]
-        tokens = (starts[:, None] + position)[real]
-        input_ids = np.full(real.shape, self._pad_id, np.int64)
-        input_ids[real] = seen.input_ids[tokens]
-        mask = torch.from_numpy(real).to(self._device)
+        self, input_ids: npt.NDArray[np.integer[Any]], batch: Batch, layers: tuple[int, ...]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last hidden state of a padded batch and those of `layers`, (sequences, tokens, H)."""
+        padded = np.full(batch.shape, self._pad_id, np.int64)
+        padded.flat[batch.places] = input_ids[batch.tokens]
+        mask = None  # without padding, attention has its fastest kernels
+        if batch.is_padded:
+            real = np.zeros(batch.shape, np.int64)
+            real.flat[batch.places] = 1
+            mask = self._sent(real)
         below = [layer for layer in layers if layer != self._layers]
-        last, states = encoder_states(self._teacher, torch.from_numpy(input_ids).to(self._device), mask.long(), below)
-        last, states = last[mask], {layer: state[mask] for layer, state in states.items()}
-        return last, [states.get(layer, last) for layer in layers], tokens
+        last, states = encoder_states(self._teacher, self._sent(padded), mask, below)
+        return last, [states.get(layer, last) for layer in layers]
 
-    def _draw_uniforms(
-        self, seen: SeenSequences, sequences: npt.NDArray[np.int64], draws: int
-    ) -> npt.NDArray[np.float64]:
-        """f8 (tokens of the batch, draws), in the order of `_encode`."""
-        lengths = np.diff(seen.offsets.astype(np.int64))[sequences]
+    def _uniforms(self, seen: SeenSequences, batch: Batch, draws: int) -> npt.NDArray[np.float64] | None:
+        """f8 (tokens of the batch, draws), in the order of its `tokens`; None without draws."""
         if not draws:
-            return np.empty((int(lengths.sum()), 0))
+            return None
         return np.concatenate(
             [
                 seen.uniforms.draws(seen.start + int(sequence), int(length), draws)
-                for sequence, length in zip(sequences, lengths, strict=True)
+                for sequence, length in zip(batch.sequences, batch.lengths, strict=True)
             ]
         )
 
-    def _heads(
-        self, states: Tensor, uniform: npt.NDArray[np.float64], layout: Layout
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """What is kept of the rows of hidden states (rows, H), by name of the buffer, in chunks of rows."""
-        for part in row_chunks(len(states), self._head.vocabulary_size):
-            logits = self._head.logits(states[part])
-            kept = {"stat": statistics(logits, self._temperatures)}
-            excluded = None
-            if layout.top_k:
-                kept["top_logits"], kept["top_ids"] = top_k(logits, layout.top_k)
-                excluded = kept["top_ids"]
-            if layout.selection == "threshold":
-                temperature = layout.threshold_temperature
-                logsumexp = kept["stat"][:, 1 + 2 * self._temperatures.index(temperature)]
-                count = count_likely(kept["top_logits"], logsumexp, temperature, layout.threshold)
-                kept["top_count"] = count
-                inside = torch.arange(layout.top_k, device=count.device) < count[:, None]
-                excluded = torch.where(inside, kept["top_ids"], kept["top_ids"][:, :1])
-            if layout.draws:
-                kept["drawn"] = draw_ids(
-                    logits,
-                    torch.from_numpy(uniform[part]).to(logits.device),
-                    layout.draw_temperature,
-                    excluded if layout.draw_from == "tail" else None,
-                )
-            yield part, kept
+    def _sent(self, array: npt.NDArray[Any]) -> Tensor:
+        """The array on the teacher's device. A GPU fetches it from pinned memory in its turn: nobody waits."""
+        tensor = torch.from_numpy(array)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+class _Columns:
+    """Results of all rows by name, on the teacher's device, filled batch by batch."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._columns: dict[str, Tensor] = {}
+
+    def put(self, rows: Tensor, found: dict[str, Tensor]) -> None:
+        """Results (r, ...) of the given rows, i8 (r,)."""
+        for name, part in found.items():
+            if name not in self._columns:
+                self._columns[name] = part.new_empty((self._rows, *part.shape[1:]))
+            self._columns[name].index_copy_(0, rows, part)
+
+    def in_memory(self) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        """The columns in the processor's memory, and what to wait for before they are read."""
+        device = next(iter(self._columns.values())).device
+        if device.type == "cpu":
+            return self._columns, None
+        pinned = {
+            name: torch.empty(column.shape, dtype=column.dtype, pin_memory=True).copy_(column, non_blocking=True)
+            for name, column in self._columns.items()
+        }
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        copied.record(torch.cuda.current_stream(device))
+        return pinned, copied
 
 
 def _kept_logits(columns: dict[str, Array]) -> dict[str, Array | None]:
     """The fields of `ShardTargets` for the cached logits: flat where their number differs from row to row."""
     ids, logits, count = (columns.get(name) for name in ("top_ids", "top_logits", "top_count"))
+    ids = None if ids is None else ids.view(np.uint32)
     if ids is not None and logits is not None and count is not None:
         inside = np.arange(ids.shape[1]) < count[:, None]
         ids, logits = ids[inside], logits[inside]
@@ -216,4 +270,6 @@ def _kept_draws(columns: dict[str, Array]) -> dict[str, Array]:
     """The fields of `ShardTargets` for the draws; none where there are no draws."""
     if "drawn" not in columns:
         return {}
-    return dict(zip(("draw_count", "draw_ids", "draw_weight"), count_draws(columns["drawn"]), strict=True))
+    return dict(
+        zip(("draw_count", "draw_ids", "draw_weight"), count_draws(columns["drawn"].view(np.uint32)), strict=True)
+    )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs import Codec, hidden_codec, logits_codec, row_blocks, row_values
+from storage.arrays import array_table
+from storage.codecs import Codec, decode_hidden, hidden_codec, logits_codec, row_blocks, row_values
 from storage.description import CacheDescription
 from storage.errors import InvalidTargetsError
 from storage.layout import Layout, ShardId
@@ -58,15 +59,30 @@ class Guards:
             kept = (int(targets.top_count.sum(dtype=np.int64)),)
         drawn = None if targets.draw_count is None else (int(targets.draw_count.sum(dtype=np.int64)),)
         states = (rows, len(layout.hidden_layers), self.description.hidden_size)
+        coded = "hidden" in targets.encoded
         self._require_shapes("integers", {"top_ids": kept, "draw_ids": drawn, "draw_weight": drawn})
         self._require_shapes(
             "float32",
             {
                 "stat": (rows, 1 + 2 * len(self.description.temperatures)),
                 "top_logits": kept,
-                "hidden": states if layout.hidden != "none" else None,
+                "hidden": states if layout.hidden != "none" and not coded else None,
             },
         )
+        self._check_encoded()
+
+    def _check_encoded(self) -> None:
+        """What comes in its stored form has the dtypes and shapes of the table in FORMAT.md, section 3."""
+        encoded, table = self.targets.encoded, array_table(self.description, self.layout)
+        counts = self.targets.counts
+        for name in encoded.keys() - {spec.name for spec in table}:
+            raise self._refuse(f"has {name}, which its layout does not have")
+        for spec in table:
+            if spec.name in encoded:
+                array = encoded[spec.name]
+                found, expected = f"{array.dtype} {array.shape}", f"{spec.dtype} {spec.shape(counts)}"
+                if found != expected:
+                    raise self._refuse(f"has {spec.name}: {found}; expected {expected}")
 
     def _require_shapes(self, kind: str, shapes: Mapping[str, tuple[int, ...] | None]) -> None:
         for name, shape in shapes.items():
@@ -212,8 +228,16 @@ class Guards:
         return np.arange(self.targets.rows + 1, dtype=np.int64) * self.layout.top_k
 
     def _check_hidden(self) -> None:
+        codec = hidden_codec(self.layout)
         if self.targets.hidden is not None:
-            self._require_finite("hidden", self.targets.hidden, hidden_codec(self.layout))
+            self._require_finite("hidden", self.targets.hidden, codec)
+            return
+        encoded = self.targets.encoded
+        for spec in array_table(self.description, self.layout):
+            if spec.name in encoded and not spec.holds_only_data(encoded[spec.name]):
+                if "hidden" in encoded:  # what was not finite before it was coded is not so after it
+                    self._require_finite("hidden", decode_hidden(self.layout, encoded), codec)
+                raise self._refuse(f"has a value in {spec.name} that no codec gives")
 
     def _require_finite(self, name: str, values: NDArray[np.float32], codec: Codec | None = None) -> None:
         """Every value is finite and, where it is coded, within what the codec takes."""

