@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from stages.draws import ShardUniforms, count_draws, draw_ids
+from stages.errors import Interrupted
 from stages.heads import Head, row_chunks
 from stages.masking import Masker
 from stages.models import encoder_states
 from stages.sequences import TokenStore
+from stages.sharing import never
 from stages.target_selection import count_likely, statistics, top_k
 from storage import Layout, ShardId, ShardTargets
 
@@ -87,14 +89,19 @@ class TargetsComputer:
         self._device = next(teacher.parameters()).device
 
     @torch.inference_mode()
-    def compute(self, seen: SeenSequences, layout: Layout) -> ShardTargets:
-        """All rows of one shard, in float32, in the order of its tokens."""
+    def compute(self, seen: SeenSequences, layout: Layout, should_stop: Callable[[], bool] = never) -> ShardTargets:
+        """All rows of one shard, in float32, in the order of its tokens.
+
+        Raises `Interrupted` where `should_stop`, asked before each batch, says so.
+        """
         row_token = seen.rows(layout)
         of_token = np.arange(len(seen.original_ids)) if row_token is None else row_token.astype(np.int64)
         row_of_token = np.full(len(seen.original_ids), -1, np.int64)
         row_of_token[of_token] = np.arange(len(of_token))
         columns = self._buffers(len(of_token), layout)
         for sequences in self._batches(seen.offsets):
+            if should_stop():
+                raise Interrupted("the shard in hand was dropped")
             states, cached_layers, tokens = self._encode(seen, sequences, layout.hidden_layers)
             kept = np.flatnonzero(row_of_token[tokens] >= 0)
             rows, places = row_of_token[tokens[kept]], torch.from_numpy(kept).to(self._device)
