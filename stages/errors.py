@@ -3,6 +3,9 @@
     StageError               a stage cannot go on; exit code 1
     ├── ConfigError          a parameter is wrong; exit code 2
     ├── InputError           an input file, model or cache is missing or unusable
+    ├── ItemsError           some of the items that are done one by one could not be done; the others are
+    ├── LostWorkersError     the processes that do the work are not there, cannot do it, or are gone
+    │   └── KillsWorkersError    an item ended every process that worked on it
     └── Interrupted          asked to stop (SIGTERM, SIGINT); what is finished is kept; exit code 143 or 130
 
 Every message names the thing, what was found, what was expected and the next command.
@@ -21,6 +24,18 @@ class ConfigError(StageError):
 
 class InputError(StageError):
     """A file, a model or a cache that a stage reads is missing or cannot be used."""
+
+
+class ItemsError(StageError):
+    """Some items could not be done; the others are done and kept, and the next start does only those."""
+
+
+class LostWorkersError(StageError):
+    """The processes that do a stage's work are not there, cannot do it, or are gone."""
+
+
+class KillsWorkersError(LostWorkersError):
+    """An item ended every process that worked on it: a crash, or no memory left."""
 
 
 class Interrupted(StageError):

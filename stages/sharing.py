@@ -9,14 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from threading import Event
 from typing import Generic, Protocol, TypeVar
+
+from stages.errors import ItemsError, KillsWorkersError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Taken_contra = TypeVar("Taken_contra", contravariant=True)
 Given_co = TypeVar("Given_co", covariant=True)
+
+
+MOST_FAILURES = 16
+"""So many items that fail are not the items' fault: nothing more is begun."""
 
 
 def never() -> bool:
@@ -83,6 +90,9 @@ class InProcess:
     def run(self, job: Job[Item, Result], items: Iterable[Item], place: Place) -> Generator[Outcome[Item, Result]]:
         """As `Runner.run`."""
         waiting = iter(items)
+        given_up = Event()
+        asked = place.should_stop
+        place = replace(place, should_stop=lambda: given_up.is_set() or asked())
         with job.begin(place) as do, ThreadPoolExecutor(job.at_once, thread_name_prefix="item") as pool:
             in_hand: dict[Future[Result], Item] = {}
             try:
@@ -97,5 +107,36 @@ class InProcess:
                             raise error
                         yield Done(item, future.result()) if error is None else Failed(item, error)
             finally:
+                given_up.set()
                 for future in in_hand:
                     future.cancel()
+
+
+@dataclass
+class Failures:
+    """Items that could not be done while the others can: each is told at once, all are raised in the end."""
+
+    report: Callable[[str], None]
+    error: Exception | None = None
+    """Of the first."""
+    number: int = 0
+
+    def add(self, failed: Failed[Item], bearable: tuple[type[Exception], ...]) -> None:
+        """Keep the failure of one item in mind.
+
+        Raises its error at once where that is none of `bearable` (a full disk concerns all items), and `ItemsError` where
+        so many failed that it cannot be the items.
+        """
+        if not isinstance(failed.error, (*bearable, KillsWorkersError)):
+            raise failed.error
+        self.report(f"{failed.item} failed, the others go on: {failed.error}")
+        self.number += 1
+        self.error = self.error or failed.error
+        if self.number == MOST_FAILURES:
+            self.finish("what was done before is kept")
+
+    def finish(self, kept: str) -> None:
+        """Raise `ItemsError` where anything failed, with the first error and what is `kept`."""
+        if self.error is not None:
+            more = f" (and {self.number - 1} more failed, each named above)" if self.number > 1 else ""
+            raise ItemsError(f"{self.error}{more}; {kept}; the same command does only what is missing") from self.error

@@ -28,6 +28,8 @@ from storage.layout import (
 )
 from storage.loader import ShardLoader
 from storage.loader_process import SharedBy
+from storage.part import Part
+from storage.publication import ShardPublisher
 from storage.reader import CacheReader
 from storage.shard_arrays import ShardArrays
 from storage.slots import decoded_bytes
@@ -52,11 +54,13 @@ __all__ = [
     "LockedError",
     "LogitsName",
     "MismatchError",
+    "Part",
     "PositionsName",
     "SelectionName",
     "ShardArrays",
     "ShardId",
     "ShardLoader",
+    "ShardPublisher",
     "ShardTargets",
     "SharedBy",
     "Split",

@@ -100,7 +100,7 @@ def remove_temporaries(folder: Path, name: str = "") -> None:
     if folder.is_dir():
         for path in list(folder.iterdir()):
             if path.name.startswith(f"{TEMPORARY}{name}"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                discard(path)  # by another name first: its writer may not be dead after all
 
 
 def sha256_file(path: Path) -> str:

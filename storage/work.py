@@ -6,17 +6,14 @@ a manifest; each is recognised and redone (FORMAT.md, section 8). The files on d
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from storage.arrays import array_table
-from storage.codecs import GAP_MAX
 from storage.description import CacheDescription
 from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError
 from storage.files import (
@@ -25,14 +22,12 @@ from storage.files import (
     discard,
     move_folder,
     remove_temporaries,
-    sync_folder,
-    sync_tree,
     write_durably,
     writing,
 )
 from storage.identity import differing_fields
 from storage.layout import ShardId
-from storage.locking import lock
+from storage.locking import lock, publishing
 from storage.manifest import (
     CACHE_FILE,
     MANIFEST_FILE,
@@ -45,10 +40,10 @@ from storage.manifest import (
     group_file,
     json_file,
     manifest_file,
-    shard_folder,
     sum_of_counts,
 )
-from storage.shard import digest_of_what_the_teacher_saw, shard_attributes, write_shard
+from storage.part import Part
+from storage.publication import ShardPublisher
 from storage.taken_back import (
     Before,
     adopt_shards,
@@ -58,7 +53,6 @@ from storage.taken_back import (
     make_room,
     set_aside,
 )
-from storage.targets import ShardTargets
 
 REQUIRED = ("head.json", "head.safetensors", "tokenizer")
 """What a finished cache holds beside its shards."""
@@ -68,25 +62,27 @@ Report = Callable[[ShardId, str], None]
 """Is told of a damaged shard and what is wrong with it."""
 
 
-class CacheWork:
+class CacheWork(ShardPublisher):
     """The unfinished cache in `<root>/<fingerprint>`. Made by `open`."""
 
-    def __init__(self, root: Path, description: CacheDescription) -> None:
-        self.root = root
-        self.description = description
-        self.folder = root / description.fingerprint
+    def __init__(self, root: Path, description: CacheDescription, part: Part | None = None) -> None:
+        super().__init__(root, description)
+        self.part = part
         self._verified: dict[ShardId, ShardManifest] = {}
         self._before = Before()
 
     @classmethod
     @contextmanager
-    def open(cls, root: Path, description: CacheDescription) -> Iterator[CacheWork]:
+    def open(cls, root: Path, description: CacheDescription, part: Part | None = None) -> Iterator[CacheWork]:
         """The work folder of the described cache, begun or resumed, held until the context ends.
+
+        With a `part`, it is held together with those that do the other parts, each to be done once at a time, and `missing`
+        gives this part's shards only; to take back and to finish is left to who holds it alone.
 
         Raises `LockedError` where another process holds it, `MismatchError` where it was begun with another
         description, and, as all that writes, `WriteError` where the disk is full or nothing may be written.
         """
-        work = cls(root, description)
+        work = cls(root, description, part)
         with work._held():
             yield work
 
@@ -96,22 +92,38 @@ class CacheWork:
         with ExitStack() as held:
             with writing("the work folder", self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
-                held.enter_context(lock(self.root, self.description.fingerprint))
-                self._begin()
+                name = self.description.fingerprint
+                held.enter_context(lock(self.root, name, shared=self.part is not None))
+                if self.part is not None:
+                    held.enter_context(lock(self.root, f"{name}.{self.part.name}", f"part {self.part} of the cache"))
+                with publishing(self.root, name):
+                    if self.part is None:
+                        self._sweep()
+                    self._begin()
             yield
+
+    @property
+    def shards(self) -> list[ShardId]:
+        """The shards that are to be seen to, in order: all, or this part's."""
+        shards = self.description.shard_ids()
+        return shards if self.part is None else self.part.of_all(shards)
 
     @property
     def kept_in(self) -> str:
         """Where the finished shards are safe, for messages."""
         return str(self.folder)
 
-    def _begin(self) -> None:
+    def _sweep(self) -> None:
+        """Remove what killed processes left, and what a root manifest says that is to be written anew."""
         remove_temporaries(self.root, self.description.fingerprint)
         remove_temporaries(self.root, f"discarded-{self.description.fingerprint}")
         for folder in (self.folder, self.folder / "shards", self.folder / "manifest"):
-            folder.mkdir(exist_ok=True)
             remove_temporaries(folder)
         dismiss_manifest(self.folder, self.root, self.description.fingerprint)
+
+    def _begin(self) -> None:
+        for folder in (self.folder, self.folder / "shards", self.folder / "manifest"):
+            folder.mkdir(exist_ok=True)
         self._before = Before.read(self.root, self.description.fingerprint)
         file = self.folder / CACHE_FILE
         try:
@@ -141,27 +153,23 @@ class CacheWork:
         """
         if fingerprint_at(destination) != self.description.fingerprint:
             return False
-        with writing("the cache that was taken back", self.folder):
+        name = self.description.fingerprint
+        with writing("the cache that was taken back", self.folder), publishing(self.root, name):
             if any((self.folder / "manifest").iterdir()):  # shards of an earlier run: the two complete each other
-                dismiss_manifest(destination, self.root, self.description.fingerprint)
+                dismiss_manifest(destination, self.root, name)
                 adopt_shards(destination, self.folder, self.description.shard_ids())
             else:
                 discard(self.folder)
                 move_folder(destination, self.folder)
+            self._sweep()
             self._begin()
         return True
 
     def reject(self, shard: ShardId) -> None:
         """Remove a shard that is as its manifest says and yet not fit to be read, so that it is computed again."""
-        self._remove(shard)
+        with publishing(self.root, self.description.fingerprint):
+            self._remove(shard)
         self._expect_no_longer(shard)
-
-    def add_file(self, name: str, data: bytes) -> None:
-        """Put a file such as head.json into the cache."""
-        path = self.folder / name
-        if not path.is_file() or FileRecord.of_file(path) != FileRecord.of_bytes(data):
-            with writing(name, self.folder):
-                write_durably(path, data)
 
     def add_folder(self, name: str, source: Path) -> None:
         """Put a copy of a folder such as the tokenizer's into the cache."""
@@ -181,7 +189,7 @@ class CacheWork:
         A shard that is not as its manifest says is removed, and told to `report(shard, what is wrong)`.
         """
         self._verified.clear()
-        return [shard for shard in self.description.shard_ids() if not self._is_whole(shard, report)]
+        return [shard for shard in self.shards if not self._is_whole(shard, report)]
 
     def _is_whole(self, shard: ShardId, report: Report | None) -> bool:
         """Whether the shard is there, verified; one that is damaged is removed and told to `report`."""
@@ -192,24 +200,10 @@ class CacheWork:
         except CorruptError as error:
             if report is not None:
                 report(shard, str(error))
-            self._remove(shard)
+            with publishing(self.root, self.description.fingerprint):
+                self._remove(shard)
             return False
         return True
-
-    def publish(
-        self, shard: ShardId, targets: ShardTargets, computed_with: dict[str, Any], figures: dict[str, Any]
-    ) -> int:
-        """Check, encode and store the targets of one shard; the bytes written.
-
-        `computed_with` records what may change the last bits, `figures` what is worth knowing of the shard; the number
-        of saturated gaps is added to them. Raises `InvalidTargetsError` for targets that must not be stored.
-        """
-        layout = self.description.splits[shard.split].layout
-        targets.check(self.description, shard, layout)
-        arrays = targets.encode(self.description, layout)
-        if "top_gap" in arrays:
-            figures = {**figures, "saturated_gaps": int(np.count_nonzero(arrays["top_gap"] == GAP_MAX))}
-        return self.store(shard, arrays, targets.counts, computed_with, figures)
 
     def store(
         self,
@@ -219,50 +213,35 @@ class CacheWork:
         computed_with: dict[str, Any],
         figures: dict[str, Any],
     ) -> int:
-        """Store one shard of arrays that are checked and encoded already; the bytes written."""
-        teacher_saw = digest_of_what_the_teacher_saw(arrays)
-        name = shard_folder(shard)
-        with writing(f"shard {shard}", self.folder):
-            temporary, written = self._write_temporary(
-                shard, arrays, shard_attributes(self.description, shard, teacher_saw)
-            )
-            files = {f"{name}/{file}": record for file, record in written.items()}
-            self._remove(shard)
-            move_folder(temporary, self.folder / name)
-        manifest = ShardManifest(
-            shard=shard,
-            counts=counts,
-            files=files,
-            teacher_saw=teacher_saw,
-            computed_with=computed_with,
-            figures=figures,
-        )
-        data = manifest.to_bytes()
-        if not self._before.allows(manifest_file(shard), data):  # computed on another device, say
+        """As `ShardPublisher.store`; the shard takes the place of one that is there, and is taken in."""
+        written = super().store(shard, arrays, counts, computed_with, figures)
+        self.take_in(shard)
+        return written
+
+    def _leaves(self, shard: ShardId) -> bool:  # noqa: ARG002  whoever publishes here has looked
+        return False
+
+    def take_in(self, shard: ShardId) -> ShardManifest:
+        """Count a shard as done that was published here, by this process or by one that works for it; its manifest.
+
+        Raises `CorruptError` where it is not there, or a file of it not at its size.
+        """
+        manifest = self.find(shard)
+        if manifest is None:
+            # Network file systems remember for a while that a file was not there, but not beyond the next listing.
+            for folder in ("manifest", "shards"):
+                os.listdir(self.folder / folder)  # noqa: PTH208  what is needed is the call, not its result
+            manifest = self.find(shard)
+        if manifest is None:
+            raise CorruptError(f"shard {shard} was published and is not whole in {self.folder}; {AGAIN}")
+        if not self._before.allows(manifest_file(shard), manifest.to_bytes()):  # computed on another device, say
             self._comes_out_otherwise(manifest)
-        with writing(f"shard {shard}", self.folder):
-            write_durably(self.folder / manifest_file(shard), data)
         self._verified[shard] = manifest
         self._stored(shard)
-        return sum(record.size for record in files.values()) + len(data)
+        return manifest
 
     def _stored(self, shard: ShardId) -> None:
         """A shard is whole here: nothing more is to be done with it."""
-
-    def _write_temporary(
-        self, shard: ShardId, arrays: Mapping[str, NDArray[Any]], attributes: dict[str, Any]
-    ) -> tuple[Path, Files]:
-        temporary = self.folder / f"{TEMPORARY}{shard}.zarr"
-        discard(temporary)
-        table = array_table(self.description, self.description.splits[shard.split].layout)
-        try:
-            files = write_shard(temporary, arrays, table, attributes)
-            sync_tree(temporary)
-        except OSError:
-            with suppress(OSError):  # half a shard must not keep a full disk full; the next start sweeps what is left
-                discard(temporary)
-            raise
-        return temporary, files
 
     def finish(self, destination: Path) -> str:
         """Write manifest.json and rename the whole cache to `destination`; its root digest.
@@ -273,7 +252,7 @@ class CacheWork:
         """
         manifest = self._root_manifest()
         fingerprint = self.description.fingerprint
-        with writing("the finished cache", destination):
+        with writing("the finished cache", destination), publishing(self.root, fingerprint):
             set_aside(self.folder, manifest.files, self.root / f"{fingerprint}.aside")
             write_durably(self.folder / MANIFEST_FILE, manifest.to_bytes())
             replaced = self.root / f"{TEMPORARY}{fingerprint}"
@@ -283,6 +262,9 @@ class CacheWork:
             discard(replaced)
             remove_temporaries(destination.parent, f"discarded-{destination.name}")
         return manifest.root_digest
+
+    def finish_part(self) -> None:
+        """Wait until this part's shards are where they are kept."""
 
     def _root_manifest(self) -> RootManifest:
         absent = [name for name in REQUIRED if not (self.folder / name).exists()]
@@ -325,11 +307,6 @@ class CacheWork:
             raise CorruptError(f"{metadata} is of another shard or another cache")
         return manifest
 
-    def _is_planned(self, manifest: ShardManifest, group: bytes) -> bool:
-        """Whether `group`, the shard's zarr.json, is of this very shard of this cache."""
-        found = json.loads(group).get("attributes")
-        return bool(found == shard_attributes(self.description, manifest.shard, manifest.teacher_saw))
-
     def _refuse_damaged(self, manifest: ShardManifest) -> None:
         """Raise `CorruptError` where a shard that was whole is so no longer."""
         damage = next(damages(self.folder, manifest.files, digest=False), None)
@@ -337,12 +314,7 @@ class CacheWork:
             raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
 
     def _remove(self, shard: ShardId) -> None:
-        """Remove a shard, its manifest first: a manifest vouches for the files."""
-        manifest = self.folder / manifest_file(shard)
-        if manifest.exists():
-            manifest.unlink()
-            sync_folder(manifest.parent)
-        discard(self.folder / shard_folder(shard))
+        super()._remove(shard)
         self._verified.pop(shard, None)
 
     def _comes_out_otherwise(self, manifest: ShardManifest) -> None:

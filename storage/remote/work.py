@@ -26,6 +26,7 @@ from storage.manifest import (
     manifest_file,
     shard_folder,
 )
+from storage.part import Part
 from storage.remote.copying import Group, copy_group, groups, refuse_another, refuse_unfinished, wrong_size
 from storage.remote.folder import RemoteFolder
 from storage.remote.root import Identity, for_each, manifest_at
@@ -65,7 +66,8 @@ def _refuse_part(remote: RemoteFolder, manifest: RootManifest, description: Cach
 class RemoteWork(CacheWork):
     """The unfinished cache at `<root>/<fingerprint>`, and the shards under way to it in a work folder. Made by `open_at`.
 
-    The lock holds on this machine; that no other machine writes the same cache to the same root is for its user to see to.
+    The lock holds in this work folder; that no other one writes the same cache to the same root is for its user to see to,
+    unless each does a part of it.
     """
 
     def __init__(
@@ -77,8 +79,9 @@ class RemoteWork(CacheWork):
         looked: Told,
         *,
         verify: bool,
+        part: Part | None = None,
     ) -> None:
-        super().__init__(root, description)
+        super().__init__(root, description, part)
         self._remote = remote_root.below(description.fingerprint)
         self._read_back, self._looked = verify, looked
         self._there: Mapping[str, int] = {}
@@ -97,15 +100,17 @@ class RemoteWork(CacheWork):
         looked: Told = lambda _shard: None,
         *,
         verify: bool = False,
+        part: Part | None = None,
     ) -> Iterator[RemoteWork]:
         """The described cache at a remote root, begun or resumed; `<root>/<fingerprint>` is the work folder here.
 
         `uploaded` is told of a shard once it is there, `looked` once `missing` knows what is there of it. With `verify`,
-        `missing` reads back all that is there. When the context ends, uploads that run are waited for and others are dropped.
+        `missing` reads back all that is there; with a `part`, it is as in `CacheWork.open`. When the context ends, uploads that run
+        are waited for and others are dropped.
 
         Raises as `CacheWork.open`; all that uploads or lists raises `RemoteError`, naming the shard, where the store fails.
         """
-        work = cls(remote_root, root, description, uploaded, looked, verify=verify)
+        work = cls(remote_root, root, description, uploaded, looked, verify=verify, part=part)
         with work._held(), work._uploads:
             yield work
 
@@ -139,7 +144,7 @@ class RemoteWork(CacheWork):
                 self._damaged[shard] = found
             self._looked(shard)
 
-        shards = self.description.shard_ids()
+        shards = self.shards
         for_each(shards, self._look, note)
         missing = []
         for shard in [shard for shard in shards if shard not in self._verified]:
@@ -159,6 +164,10 @@ class RemoteWork(CacheWork):
         """
         self._uploads.add(shard)
         self._uploads.settle(UPLOADS)
+
+    def finish_part(self) -> None:
+        """Wait until this part's shards are at the root."""
+        self._uploads.settle()
 
     def finish(self, destination: Path) -> str:
         """Send what is beside the shards and, last of all, manifest.json; its root digest.

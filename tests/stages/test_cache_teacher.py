@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from stages import cache_teacher, init_student
 from stages.config import ConfigError
-from stages.context import Context
-from stages.errors import InputError, Interrupted
-from storage import CacheReader, CacheWork, InvalidTargetsError, LockedError
+from stages.context import Context, Silent
+from stages.errors import InputError, Interrupted, ItemsError
+from stages.sharing import MOST_FAILURES
+from storage import CacheDescription, CacheReader, CacheWork, LockedError
 from tests.stages.tiny_models import tiny_bert
 
 RUN_STAGE = """
@@ -53,20 +54,35 @@ def test_two_runs_in_two_folders_give_the_same_bytes(make_project):
     assert digest(one) == digest(other)
 
 
-def test_a_stopped_run_keeps_its_shards_and_resumes_to_the_same_root_digest(make_project):
-    expected = make_project()
-    expected.run(cache_teacher)
+class StopsAfter(Silent):
+    """Asks to stop once so many shards are done."""
+
+    def __init__(self, shards):
+        self.left = shards
+
+    def advance(self, _amount=1, **_figures):
+        self.left -= 1
+
+    def should_stop(self):
+        return self.left <= 0
+
+
+def test_a_stopped_run_keeps_its_shards_and_resumes_to_the_same_root_digest(make_project, cached):
     project = make_project()
-    asked = iter([False] * 3 + [True] * 99)
+    stop = StopsAfter(3)
     with pytest.raises(Interrupted, match="every finished shard"):
-        project.run(cache_teacher, context=Context(artefacts=project.artefacts, should_stop=lambda: next(asked)))
-    assert len(published(project)) == 3
+        project.run(
+            cache_teacher,
+            context=Context(artefacts=project.artefacts, should_stop=stop.should_stop, progress=stop),
+        )
+    kept = len(published(project))
+    assert 3 <= kept <= 4  # the one in hand may have been as good as done
     assert not project.artefacts.cache.exists()
     project.run(cache_teacher)
-    assert digest(project) == digest(expected)
+    assert digest(project) == digest(cached)
     assert (
         json.loads(project.artefacts.cache_run.read_text())["shards_computed"]
-        == len(CacheReader(project.artefacts.cache).description.shard_ids()) - 3
+        == len(CacheReader(project.artefacts.cache).description.shard_ids()) - kept
     )
 
 
@@ -151,17 +167,63 @@ def test_a_second_coordinator_is_kept_out(make_project):
         project.run(cache_teacher)
 
 
-def test_a_teacher_that_gives_nan_stops_naming_shard_and_sequence_and_publishes_nothing(make_project):
-    project = make_project()
+def spoil(project, name, index):
+    """Let the teacher give NaN where it uses these embeddings."""
     weights = project.artefacts.teacher / "model.safetensors"
     tensors = load_file(weights)
-    name = "bert.embeddings.word_embeddings.weight"
-    tensors[name] = tensors[name].clone()
-    tensors[name][17] = torch.nan
+    tensors[f"bert.embeddings.{name}.weight"][index] = torch.nan
     save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(InvalidTargetsError, match=r"shard train-v0-\d{6} .* at sequence \d+, position \d+"):
+
+
+def test_a_teacher_that_gives_nan_stops_naming_shard_and_sequence_and_publishes_nothing_of_it(make_project):
+    project = make_project()
+    spoil(project, "word_embeddings", 17)
+    with pytest.raises(ItemsError, match=r"shard train-v0-\d{6} .* at sequence \d+, position \d+"):
         project.run(cache_teacher)
     assert not project.artefacts.cache.exists()
+
+
+class Counts(Silent):
+    """Remembers how much there was to do, how often something was done, and what was said."""
+
+    def __init__(self):
+        self.total, self.done, self.said = None, 0, []
+
+    def begin(self, _task, total, _unit, _done=0):
+        self.total = total
+
+    def advance(self, amount=1, **_figures):
+        self.done += amount
+
+    def message(self, text):
+        self.said.append(text)
+
+
+def test_shards_that_always_fail_are_named_while_the_others_are_done_and_the_next_start_does_them_alone(make_project):
+    project = make_project(cache={"shard_tokens": 16, "sequences": {"train": 12, "validation": 2, "test": 2}})
+    spoil(project, "position_embeddings", 15)  # of the sequences that have 16 tokens
+    first, second = Counts(), Counts()
+    for counts in (first, second):
+        with pytest.raises(
+            ItemsError,
+            match=r"more failed, each named above\); every finished shard .* is kept in .*; the same command",
+        ):
+            project.run(cache_teacher, context=Context(artefacts=project.artefacts, progress=counts))
+        failed = [said.split()[0] for said in counts.said if "failed, the others go on" in said]
+        description = CacheDescription.from_bytes(next(project.artefacts.cache_work.glob("*/cache.json")).read_bytes())
+        shards = {str(shard) for shard in description.shard_ids()}
+        assert set(failed) == shards - {name.removesuffix(".json") for name in published(project)}
+        assert 1 < len(failed) < len(shards)
+    assert second.done == 0 < first.done
+    assert second.total == first.total - first.done > 0
+
+
+def test_nothing_more_is_begun_once_so_many_shards_failed_that_it_cannot_be_the_shards(make_project):
+    project = make_project(cache={"shard_tokens": 16})
+    spoil(project, "word_embeddings", 17)
+    with pytest.raises(ItemsError, match=f"and {MOST_FAILURES - 1} more failed"):
+        project.run(cache_teacher)
+    assert published(project) == []
 
 
 def test_more_logits_than_the_teachers_vocabulary_are_refused(make_project):

@@ -236,4 +236,4 @@ def test_a_killed_repair_knows_all_that_it_knew_before(tmp_path):
     assert not (tmp_path / "current").exists()
     build_cache(tmp_path, planned)
     assert CacheReader(tmp_path / "current").root_digest == digest
-    assert [path.name for path in (tmp_path / "work").iterdir()] == [f"{planned.fingerprint}.lock"]
+    assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".lock"}

@@ -201,7 +201,7 @@ def test_the_same_cache_at_the_destination_is_replaced(tmp_path, description):
     flip_a_bit(tmp_path / "current" / "head.safetensors", 0)
     build_cache(tmp_path, description)
     assert verify_cache(tmp_path / "current", deep=True)
-    assert [path.name for path in (tmp_path / "work").iterdir()] == [f"{description.fingerprint}.lock"]
+    assert {path.suffix for path in (tmp_path / "work").iterdir()} == {".lock"}
 
 
 def test_a_finished_cache_can_be_taken_back_so_that_only_damage_is_computed_again(tmp_path, description):
