@@ -236,7 +236,9 @@ class Guards:
         for spec in array_table(self.description, self.layout):
             if spec.name in encoded and not spec.holds_only_data(encoded[spec.name]):
                 if "hidden" in encoded:  # what was not finite before it was coded is not so after it
-                    self._require_finite("hidden", decode_hidden(self.layout, encoded), codec)
+                    with np.errstate(invalid="ignore"):
+                        values = decode_hidden(self.layout, encoded)
+                    self._require_finite("hidden", values, codec)
                 raise self._refuse(f"has a value in {spec.name} that no codec gives")
 
     def _require_finite(self, name: str, values: NDArray[np.float32], codec: Codec | None = None) -> None:

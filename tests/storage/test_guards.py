@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from storage import InvalidTargetsError, ShardId
+from storage.codecs import encode_hidden
 from tests.storage.build import (
     BALANCED,
     DRAWS,
@@ -298,3 +299,50 @@ def test_a_shard_without_rows_passes_in_every_layout():
         targets = dataclasses.replace(full, **nothing, **unmasked)
         targets.check(description, SHARD, layout)
         assert all(len(array) == 0 for name, array in targets.encode(description, layout).items() if name in nothing)
+
+
+def coded(layout):
+    """Targets whose hidden states come in their stored form, as a GPU sends them."""
+    description = make_description(layout)
+    targets = make_targets(description, SHARD)
+    encoded = encode_hidden(layout, targets.hidden)
+    return description, dataclasses.replace(targets, hidden=None, encoded=encoded)
+
+
+@pytest.mark.parametrize("layout", [BALANCED, EXACT, LOSSLESS])
+def test_hidden_states_that_come_coded_pass_and_are_stored_as_they_are(layout):
+    description, targets = coded(layout)
+    targets.check(description, SHARD, layout)
+    expected = make_targets(description, SHARD).encode(description, layout)
+    found = targets.encode(description, layout)
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+@pytest.mark.parametrize("layout", [BALANCED, EXACT, LOSSLESS])
+def test_a_coded_hidden_state_that_is_not_finite_is_refused_with_its_place(layout):
+    description, targets = coded(layout)
+    name = "hidden_scale" if layout is BALANCED else "hidden"
+    targets.encoded[name][6, 0, 0] = np.inf
+    with pytest.raises(
+        InvalidTargetsError, match=r"has the largest magnitude in hidden = .* at sequence 6, position 2"
+    ):
+        targets.check(description, SHARD, layout)
+
+
+def test_a_code_that_no_codec_gives_is_refused():
+    description, targets = coded(BALANCED)
+    targets.encoded["hidden"][6, 0, 0] = -128
+    with pytest.raises(InvalidTargetsError, match="has a value in hidden that no codec gives"):
+        targets.check(description, SHARD, BALANCED)
+
+
+def test_coded_arrays_of_another_shape_or_layout_are_refused():
+    description, targets = coded(BALANCED)
+    short = dataclasses.replace(
+        targets, encoded={**targets.encoded, "hidden_scale": targets.encoded["hidden_scale"][1:]}
+    )
+    with pytest.raises(InvalidTargetsError, match=r"has hidden_scale: float16 \(.*; expected float16"):
+        short.check(description, SHARD, BALANCED)
+    strange = dataclasses.replace(targets, encoded={**targets.encoded, "draw_ids": np.zeros(3, np.uint16)})
+    with pytest.raises(InvalidTargetsError, match="has draw_ids, which its layout does not have"):
+        strange.check(description, SHARD, BALANCED)
