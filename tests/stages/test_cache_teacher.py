@@ -15,7 +15,6 @@ from stages import cache_teacher, init_student
 from stages.config import ConfigError
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, ItemsError
-from stages.sequences import TokenStore
 from stages.sharing import MOST_FAILURES
 from storage import CacheDescription, CacheReader, CacheWork, LockedError
 from tests.stages.tiny_models import tiny_bert
