@@ -35,7 +35,7 @@ def cli() -> None:
 
 
 @cli.command()
-@stage_command(tensors=False)
+@stage_command(tensors=False, takes_workers=True)
 def corpus(config: Config, context: Context) -> None:
     """Collect documents and split them.
 
@@ -47,7 +47,7 @@ def corpus(config: Config, context: Context) -> None:
 
 
 @cli.command()
-@stage_command(tensors=False)
+@stage_command(tensors=False, takes_workers=True)
 def tokenize(config: Config, context: Context) -> None:
     """Turn documents into sequences of token ids.
 
@@ -77,8 +77,13 @@ def teacher(config: Config, context: Context) -> None:
     is_flag=True,
     help="With --root only: read back all that is there, and compute again and replace what is damaged.",
 )
-@stage_command(takes_root=True)
-def cache_teacher(config: Config, context: Context, verify: bool) -> None:
+@click.option(
+    "--shards",
+    metavar="I/N",
+    help="Do only every N-th shard, from the I-th on, beside jobs that do the others; run it once more without to finish.",
+)
+@stage_command(takes_root=True, takes_workers=True)
+def cache_teacher(config: Config, context: Context, verify: bool, shards: str | None) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
@@ -86,12 +91,19 @@ def cache_teacher(config: Config, context: Context, verify: bool) -> None:
     here. Parameters: corpus, tokenize, masking, teacher, cache.
     """
     from stages import cache_teacher as stage
+    from storage import Part
 
+    try:
+        part = None if shards is None else Part.parse(shards)
+    except ValueError as error:
+        raise click.UsageError(f"--shards: {error}") from None
+    if verify and part is not None:
+        raise click.UsageError("--verify is for the whole cache: leave --shards out")
     if verify and context.artefacts.root is None:
         raise click.UsageError(
             "--verify reads back the cache at a root: add --root URL; one in cache/current is verified by `pipeline cache verify`"
         )
-    stage.run(config, context, verify=verify)
+    stage.run(config, context, verify=verify, part=part)
 
 
 @cli.command("init-student")

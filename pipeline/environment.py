@@ -43,6 +43,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs that worker processes share, named as in CUDA_VISIBLE_DEVICES; `device` is `machine.device`."""
+    from stages.device import gpu_count
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",") if named else [str(number) for number in range(gpu_count())]
+    kind, _, index = device.partition(":")
+    return [names[int(index)]] if kind == "cuda" and index else names
+
+
 def git_commit(folder: Path) -> str | None:
     """The commit that `folder` is at, ` (modified)` added where files tracked in its repository differ from it.
 

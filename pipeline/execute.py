@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.environment import Ranks, available_cores, git_commit, quiet_libraries
@@ -10,6 +11,7 @@ from pipeline.failures import reported
 from pipeline.params import read_config
 from pipeline.progress import Reporter, make_reporter
 from pipeline.stop import StopRequest
+from pipeline.workers import open_runner
 from stages.config import Config
 from stages.context import Artefacts, Context, Node
 from stages.errors import ConfigError
@@ -26,8 +28,14 @@ def execute(
     torchrun: bool,
     debug: bool,
     root: str | None = None,
+    takes_workers: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> None:
     """Check the parameters and run `body` of the stage `name`; `root`: the remote root of the cache, where it has one.
+
+    A stage that `takes_workers` shares its work with `workers` processes on this machine (else `machine.workers`), or with
+    those of the Dask `scheduler`.
 
     Leaves the process, with a message and an exit code, for everything a user can do something about.
     """
@@ -39,9 +47,22 @@ def execute(
             raise ConfigError(
                 f"pipeline {name} was started as {ranks.world_size} processes (WORLD_SIZE); it is one process: start it without torchrun"
             )
+        if takes_workers and workers is None and scheduler is None:
+            workers = config.machine.workers
+        artefacts = Artefacts(project=project, root=root)
         with make_reporter(name, ranks.rank) as progress:
-            artefacts = Artefacts(project=project, root=root)
-            body(config, _context(config, artefacts, ranks, stop, progress, tensors=tensors))
+            context = _context(config, artefacts, ranks, stop, progress, tensors=tensors)
+            with open_runner(
+                config,
+                workers=workers,
+                scheduler=scheduler,
+                project=project,
+                device=context.device,
+                tensors=tensors,
+                debug=debug,
+                progress=progress,
+            ) as runner:
+                body(config, replace(context, runner=runner))
 
 
 def _context(

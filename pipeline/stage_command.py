@@ -51,15 +51,30 @@ ROOT = click.option(
     help="The cache is at URL/FINGERPRINT (s3://bucket/caches, file:///...), not in cache/current.",
 )
 
+WORKERS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Share the work among N processes on this machine, one per GPU where there are any. Default: machine.workers.",
+    ),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Share the work among the workers of the Dask scheduler there, e.g. tcp://node1:8786 (docs/clusters.md).",
+    ),
+)
+
 
 def stage_command(
-    *, tensors: bool = True, torchrun: bool = False, takes_root: bool = False
+    *, tensors: bool = True, torchrun: bool = False, takes_root: bool = False, takes_workers: bool = False
 ) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
     `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes. `torchrun=True`
     is for one that shares its work among the processes of a torchrun launch; the others refuse to be started twice.
-    `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root.
+    `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root, `takes_workers=True` for one
+    that can have its work done by other processes.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -70,9 +85,16 @@ def stage_command(
             overrides: tuple[str, ...],
             debug: bool,
             root: str | None = None,
+            workers: int | None = None,
+            scheduler: str | None = None,
             **arguments: Any,
         ) -> None:
             from pipeline.execute import execute
+
+            if workers is not None and scheduler is not None:
+                raise click.UsageError(
+                    "--workers starts processes here and --scheduler uses those of a cluster: give one"
+                )
 
             execute(
                 functools.partial(body, **arguments),
@@ -84,9 +106,13 @@ def stage_command(
                 tensors=tensors,
                 torchrun=torchrun,
                 debug=debug,
+                takes_workers=takes_workers,
+                workers=workers,
+                scheduler=scheduler,
             )
 
-        for option in reversed((*OPTIONS, ROOT) if takes_root else OPTIONS):
+        options = (*OPTIONS, *((ROOT,) if takes_root else ()), *(WORKERS if takes_workers else ()))
+        for option in reversed(options):
             callback = option(callback)
         return callback
 

@@ -31,6 +31,11 @@ def resolve_device(name: str, local_rank: int = 0) -> str:
     return f"cuda:{index}"
 
 
+def gpu_count() -> int:
+    """GPUs that torch sees."""
+    return torch.cuda.device_count()
+
+
 def set_up(device: str, threads: int | None) -> int:
     """Settings for repeatable results on `device` from `resolve_device`; returns the number of threads in use.
 

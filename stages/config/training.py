@@ -143,6 +143,8 @@ class MachineConfig:
     """`auto` (a GPU if there is one), or a torch device."""
     threads: int | None = None
     """Threads for tensor work; null: torch's choice, one per physical core, or OMP_NUM_THREADS where that is set."""
+    workers: int | None = None
+    """Processes on this machine that share the work of `corpus`, `tokenize` and `cache-teacher`; null: the command's own."""
     shard_memory_gb: float = 4.0
     """GiB of decoded shards that a training holds in memory on each node, read ahead ones included."""
     local_shards_gb: float = 16.0
@@ -150,5 +152,6 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")
+        require(self.workers is None or self.workers >= 1, "machine.workers", self.workers, "null or 1 and more")
         require(self.shard_memory_gb > 0, "machine.shard_memory_gb", self.shard_memory_gb, "more than 0")
         require(self.local_shards_gb > 0, "machine.local_shards_gb", self.local_shards_gb, "more than 0")
