@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,14 @@ from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
 from stages.heads import Head
-from stages.masking import Masker
-from stages.models import load_masked_lm, load_model_config, load_tokenizer, require_model, weights_digest
+from stages.masking import masker_of
+from stages.model_config import ModelShape
+from stages.models import load_model_config, load_tokenizer, require_model, weights_digest
 from stages.outputs import write_csv, write_json
 from stages.provenance import RESOLVED, read_resolved, write_resolved
 from stages.sequences import TokenStore
 from stages.teacher_fit import check_teacher_fits
+from stages.teacher_loading import load_teacher, spread_of
 from stages.teacher_targets import TargetsComputer, mask_shard
 from storage import (
     SPLITS,
@@ -71,11 +72,13 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS, *,
         if not _reported(context, root_digest):  # killed between the cache's publication and its report
             _report(config, context, description, root_digest, 0, time.monotonic() - started)
         return
-    teacher = load_masked_lm(
+    teacher = load_teacher(
         artefacts.teacher,
+        objective=config.teacher.objective,
         attention=config.cache.attention,
         dtype=_DTYPES[config.cache.precision],
         device=context.device,
+        spread=spread_of(config.machine, artefacts.cache_work),
     )
     computer = TargetsComputer(
         teacher,
@@ -98,7 +101,7 @@ def run(config: Config, context: Context, splits: Collection[Split] = SPLITS, *,
         context.progress.begin(
             "cache the teacher", sum(_tokens(tokens, description, shard) for shard in missing), "tokens"
         )
-        maskers = {split: Masker.of(config.masking, tokens, split) for split in SPLITS}
+        maskers = {split: masker_of(config, tokens, split) for split in SPLITS}
         for shard in missing:
             context.stop_if_asked(
                 f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
@@ -144,10 +147,11 @@ def describe(
     Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
     """
     teacher_config = load_model_config(context.artefacts.teacher)
-    vocabulary_size, layers = teacher_config["vocab_size"], teacher_config["num_hidden_layers"]
+    shape = ModelShape.of(teacher_config)
+    vocabulary_size, layers = shape.vocabulary_size, shape.layers
     folder = context.artefacts.teacher
     own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
-    check_teacher_fits(str(folder), teacher_config, own, tokens)
+    check_teacher_fits(str(folder), shape, own, tokens)
     _check_origin(config, context)
     if config.cache.train_top_k > vocabulary_size:
         raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
@@ -159,10 +163,11 @@ def describe(
         content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
         temperatures=config.cache.declared_temperatures,
         vocabulary_size=vocabulary_size,
-        hidden_size=teacher_config["hidden_size"],
+        hidden_size=shape.hidden_size,
         special_tokens=dict(tokens.special_tokens),
         teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS if split in splits},
+        splits={split: _describe_split(config, tokens, split, shape) for split in SPLITS if split in splits},
+        objective=config.teacher.objective,
     )
 
 
@@ -192,9 +197,7 @@ def _check_origin(config: Config, context: Context) -> None:
             )
 
 
-def _describe_split(
-    config: Config, tokens: TokenStore, split: Split, teacher_config: Mapping[str, Any]
-) -> SplitDescription:
+def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: ModelShape) -> SplitDescription:
     lengths = tokens.split(split).lengths
     wanted = getattr(config.cache.sequences, split)
     if wanted is not None and wanted > len(lengths):
@@ -207,9 +210,9 @@ def _describe_split(
     return SplitDescription(
         layout=config.cache.layout(
             split,
-            teacher_layers=teacher_config["num_hidden_layers"],
-            hidden_size=teacher_config["hidden_size"],
-            vocabulary_size=teacher_config["vocab_size"],
+            teacher_layers=shape.layers,
+            hidden_size=shape.hidden_size,
+            vocabulary_size=shape.vocabulary_size,
         ),
         variants=config.masking.variants if split == "train" else 1,
         sequences=len(lengths),

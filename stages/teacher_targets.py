@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stages.draws import ShardUniforms, count_draws, draw_ids
 from stages.heads import Head, row_chunks
-from stages.masking import Masker
-from stages.models import encoder_states
+from stages.masking import SeesTokens
+from stages.model_config import ModelShape
+from stages.models import encoder_states, head_device, input_device
 from stages.sequences import TokenStore
 from stages.target_selection import count_likely, statistics, top_k
 from storage import Layout, ShardId, ShardTargets
@@ -51,7 +52,7 @@ class SeenSequences:
 
 
 def mask_shard(
-    tokens: TokenStore, masker: Masker, shard: ShardId, span: tuple[int, int], *, seed: int
+    tokens: TokenStore, masker: SeesTokens, shard: ShardId, span: tuple[int, int], *, seed: int
 ) -> SeenSequences:
     """Read the shard's sequences (`span` is first id and count) and mask each one; `seed` is that of all other choices."""
     start, count = span
@@ -83,8 +84,8 @@ class TargetsComputer:
         self._temperatures = temperatures
         self._pad_id = pad_id
         self._batch_tokens = batch_tokens
-        self._layers: int = teacher.config.num_hidden_layers
-        self._device = next(teacher.parameters()).device
+        self._layers = ModelShape.of(teacher.config.to_dict()).layers
+        self._input_device, self._device = input_device(teacher), head_device(teacher)
 
     @torch.inference_mode()
     def compute(self, seen: SeenSequences, layout: Layout) -> ShardTargets:
@@ -157,7 +158,12 @@ class TargetsComputer:
         input_ids[real] = seen.input_ids[tokens]
         mask = torch.from_numpy(real).to(self._device)
         below = [layer for layer in layers if layer != self._layers]
-        last, states = encoder_states(self._teacher, torch.from_numpy(input_ids).to(self._device), mask.long(), below)
+        last, states = encoder_states(
+            self._teacher,
+            torch.from_numpy(input_ids).to(self._input_device),
+            mask.long().to(self._input_device),
+            below,
+        )
         last, states = last[mask], {layer: state[mask] for layer, state in states.items()}
         return last, [states.get(layer, last) for layer in layers], tokens
 
