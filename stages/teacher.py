@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,7 +19,7 @@ from stages.errors import InputError
 from stages.heads import Head
 from stages.initial_bert import initial_bert
 from stages.masking import Masker, masker_of
-from stages.model_config import ModelShape
+from stages.model_config import ModelShape, Objective
 from stages.models import count_parameters, folder_bytes, load_encoder, load_tokenizer, resolve_source
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
@@ -55,7 +57,7 @@ def run(config: Config, context: Context) -> None:
     masker = masker_of(config, tokens, "validation")
     quality = held_out_figures(teacher.model, tokens.split("validation"), masker, collator, context)
     with whole_folder(artefacts.teacher) as folder:
-        teacher.model.save_pretrained(folder)
+        _save(teacher.model, folder, config.teacher.objective)
         load_tokenizer(tokens.tokenizer_folder).save_pretrained(folder)
         write_resolved(folder, config, "teacher", "masking")
     figures = {
@@ -157,6 +159,14 @@ def _trained(
 def _check_fits(model: PreTrainedModel, name: str, revision: str | None, tokens: TokenStore) -> None:
     shape = ModelShape.of(model.config.to_dict())
     check_teacher_fits(name, shape, load_tokenizer(name, revision=revision), tokens)
+
+
+def _save(model: PreTrainedModel, folder: Path, objective: Objective) -> None:
+    with warnings.catch_warnings():
+        # Each file is put together in main memory: causal teachers may be too large for that at once. Whether this one is
+        # must not decide, as the files are part of a cache's identity.
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder, max_shard_size="5GB" if objective == "causal" else "50GB")
 
 
 def _origin(source: SourceConfig, name: str, revision: str | None) -> dict[str, Figure]:
