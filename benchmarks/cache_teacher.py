@@ -30,11 +30,12 @@ from stages import device as tensor_device
 from stages.context import Artefacts
 from stages.heads import Head
 from stages.masking import Masker
-from stages.models import encoder_states, load_masked_lm
+from stages.models import encoder_states
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
 from stages.sharing import Done, InProcess, Place
 from stages.teacher_job import TeacherJob
+from stages.teacher_loading import load_teacher
 from stages.teacher_targets import SeenSequences, TargetsComputer, batches, mask_shard
 from storage import CacheWork, ShardId
 
@@ -89,8 +90,11 @@ class Kind:
         self.work: CacheWork
         self.tokens = TokenStore.open(artefacts.tokens)
         self.masker = Masker.of(self.config.masking, self.tokens, "train")
-        self.teacher = load_masked_lm(
-            artefacts.teacher, dtype=torch.bfloat16 if on_gpu else torch.float32, device=place.device
+        self.teacher = load_teacher(
+            artefacts.teacher,
+            objective="masked",
+            dtype=torch.bfloat16 if on_gpu else torch.float32,
+            device=place.device,
         )
         self.computer = TargetsComputer(
             self.teacher,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import ModelShape
 from stages.models import load_model_config, load_tokenizer, require_model, weights_digest
 from stages.provenance import RESOLVED, read_resolved
 from stages.sequences import TokenStore
@@ -157,10 +157,11 @@ def describe(
     Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
     """
     teacher_config = load_model_config(context.artefacts.teacher)
-    vocabulary_size, layers = teacher_config["vocab_size"], teacher_config["num_hidden_layers"]
+    shape = ModelShape.of(teacher_config)
+    vocabulary_size, layers = shape.vocabulary_size, shape.layers
     folder = context.artefacts.teacher
     own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
-    check_teacher_fits(str(folder), teacher_config, own, tokens)
+    check_teacher_fits(str(folder), shape, own, tokens)
     _check_origin(config, context)
     if config.cache.train_top_k > vocabulary_size:
         raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
@@ -172,10 +173,11 @@ def describe(
         content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
         temperatures=config.cache.declared_temperatures,
         vocabulary_size=vocabulary_size,
-        hidden_size=teacher_config["hidden_size"],
+        hidden_size=shape.hidden_size,
         special_tokens=dict(tokens.special_tokens),
         teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS if split in splits},
+        splits={split: _describe_split(config, tokens, split, shape) for split in SPLITS if split in splits},
+        objective=config.teacher.objective,
     )
 
 
@@ -205,9 +207,7 @@ def _check_origin(config: Config, context: Context) -> None:
             )
 
 
-def _describe_split(
-    config: Config, tokens: TokenStore, split: Split, teacher_config: Mapping[str, Any]
-) -> SplitDescription:
+def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: ModelShape) -> SplitDescription:
     lengths = tokens.split(split).lengths
     wanted = getattr(config.cache.sequences, split)
     if wanted is not None and wanted > len(lengths):
@@ -220,9 +220,9 @@ def _describe_split(
     return SplitDescription(
         layout=config.cache.layout(
             split,
-            teacher_layers=teacher_config["num_hidden_layers"],
-            hidden_size=teacher_config["hidden_size"],
-            vocabulary_size=teacher_config["vocab_size"],
+            teacher_layers=shape.layers,
+            hidden_size=shape.hidden_size,
+            vocabulary_size=shape.vocabulary_size,
         ),
         variants=config.masking.variants if split == "train" else 1,
         sequences=len(lengths),

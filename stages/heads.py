@@ -10,14 +10,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.errors import InputError
+from stages.head_parts import head_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,15 +29,6 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
     "tanh": torch.tanh,
-}
-_ACTIVATION_NAMES = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
 }
 
 
@@ -67,41 +59,11 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Head:
-        """The head of a model; its tensors are the model's own parameters.
+        """The head of a model; its tensors are the model's own parameters (copies where it is spread over devices).
 
         Raises `InputError` for a model whose head is not known.
         """
-        kind = model.config.model_type
-        parts: tuple[Any, str, Any, Any]
-        if kind == "bert":
-            predictions = cast("Any", model.cls).predictions
-            transform = predictions.transform
-            parts = (transform.dense, model.config.hidden_act, transform.LayerNorm, predictions.decoder)
-        elif kind == "distilbert":
-            parts = (
-                cast("Any", model.vocab_transform),
-                model.config.activation,
-                cast("Any", model.vocab_layer_norm),
-                cast("Any", model.vocab_projector),
-            )
-        else:
-            raise InputError(f"models of type {kind!r} are not supported yet; expected bert or distilbert")
-        dense, activation, norm, projection = parts
-        if activation not in _ACTIVATION_NAMES:
-            raise InputError(
-                f"the head's activation {activation!r} is not known; expected {', '.join(_ACTIVATION_NAMES)}"
-            )
-        steps = (
-            {"op": "dense", "weight": "dense.weight", "bias": "dense.bias"},
-            {"op": "activation", "name": _ACTIVATION_NAMES[activation]},
-            {"op": "layer_norm", "weight": "norm.weight", "bias": "norm.bias", "eps": norm.eps},
-            {"op": "projection", "weight": "projection.weight", "bias": "projection.bias"},
-        )
-        modules: dict[str, nn.Module] = {"dense": dense, "norm": norm, "projection": projection}
-        tensors = {
-            f"{name}.{part}": getattr(module, part) for name, module in modules.items() for part in ("weight", "bias")
-        }
-        return cls(steps, tensors)
+        return cls(*head_parts(model))
 
     @classmethod
     def load(cls, folder: Path) -> Head:

@@ -70,6 +70,8 @@ def write_initial_weights(config: Config, context: Context, name: str) -> None:
     declared or not possible, `InputError` where what it is made from is missing.
     """
     student, artefacts = _declared(config, name), context.artefacts
+    if config.teacher.objective == "causal":
+        raise refuse("teacher.objective", "causal", "masked: students of causal teachers are not trained yet")
     if student.initialise == "teacher":
         require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     teacher_config, tokenizer_folder = _teacher_shape(config, context, name)

@@ -1,4 +1,4 @@
-"""Which tokens are predicted and what the models see in their place. The one owner of masks.
+"""Which tokens are predicted and what the models see in their place. The one owner of masks and of the causal shift.
 
 A mask is a pure function of (seed, split, variant, sequence id): the teacher's pass, a repaired shard and a student on
 another machine all get the same one, in any order. The scheme is DistilBERT's (Sanh et al. 2019, section 3 and the
@@ -9,15 +9,41 @@ published training code): a share of a sequence's tokens, never special or unkno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.config import MaskingConfig
+from stages.config import Config, MaskingConfig
 from stages.errors import InputError
 from stages.randomness import uniforms, words
 from stages.sequences import TokenStore
 from storage import Split
+
+
+class SeesTokens(Protocol):
+    """What a teacher sees of a sequence."""
+
+    def mask(
+        self, sequence_id: int, variant: int, original_ids: npt.NDArray[np.integer]
+    ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint8]]:
+        """Ids that the teacher reads, (tokens,), and u1 (tokens,) 1 where a token is to be predicted from the others."""
+
+
+def masker_of(config: Config, tokens: TokenStore, split: Split) -> SeesTokens:
+    """What the teacher of these parameters sees of a split. Raises as `Masker.of`."""
+    return Unmasked() if config.teacher.objective == "causal" else Masker.of(config.masking, tokens, split)
+
+
+class Unmasked:
+    """For causal teachers, who see every token and predict the one after it."""
+
+    def mask(
+        self, sequence_id: int, variant: int, original_ids: npt.NDArray[np.integer]
+    ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.uint8]]:
+        """The tokens as they are, and no mask."""
+        del sequence_id, variant
+        return original_ids.copy(), np.zeros(len(original_ids), np.uint8)
 
 
 class Masker:
@@ -36,7 +62,7 @@ class Masker:
         if mask_id is None:
             raise InputError(
                 "the tokenizer has no mask token, which masked language modelling needs; expected [MASK] or the like; "
-                "choose another tokenizer in params.yaml (tokenize)"
+                "choose another tokenizer in params.yaml (tokenize), or teacher.objective: causal"
             )
         self._config = config
         self._split = split
@@ -85,3 +111,10 @@ class Masker:
         masked = np.zeros(count, np.uint8)
         masked[chosen] = 1
         return input_ids, masked
+
+
+def next_tokens(original_ids: npt.NDArray[np.integer], nothing: int) -> npt.NDArray[np.int64]:
+    """i8 (tokens,): the id that a causal model predicts at each token, the one after it; `nothing` at the last."""
+    targets = np.full(len(original_ids), nothing, np.int64)
+    targets[:-1] = original_ids[1:]
+    return targets

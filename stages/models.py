@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    set_seed,
+)
 
 from stages.config import SourceConfig
 from stages.errors import InputError
+from stages.model_config import IN_WORDS, Objective, refuse_unsupported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How accelerate spreads a model over devices: GPUs first, then main memory, then the disk."""
+
+    strategy: Literal["auto", "balanced", "balanced_low_0", "sequential"]
+    max_memory: Mapping[str, str] | None
+    """Device (`0`, `1`, `cpu`) -> what the model may take of it, as in `20GiB`; None: what is free."""
+    offload_folder: Path
+    """For what fits nowhere else."""
 
 
 def load_masked_lm(
@@ -27,19 +49,41 @@ def load_masked_lm(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """A masked language model on `device`, in eval mode, from a local folder or a hub id.
+    """A masked language model on `device`, in eval mode, from a local folder or a hub id. Raises as `load_language_model`."""
+    return load_language_model(
+        name, objective="masked", revision=revision, attention=attention, dtype=dtype, device=device
+    )
 
-    Raises `InputError` where there is none, where its files are damaged, or where its weights are not those that its
-    configuration describes or lack the encoder or the masked-LM head (transformers would fill those with random numbers
-    and only warn).
+
+def load_language_model(
+    name: str | Path,
+    *,
+    objective: Objective,
+    revision: str | None = None,
+    attention: str | None = "sdpa",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    device: str = "cpu",
+    spread: Spread | None = None,
+) -> PreTrainedModel:
+    """A masked or causal language model in eval mode, on `device` or spread over several, from a local folder or a hub id.
+
+    `attention`: None is the best kernel that the family has. `dtype`: `auto` is that of the files. Raises `InputError`
+    where there is none, where its files are damaged, where it is of a kind that is not supported, or where its weights are
+    not those that its configuration describes or lack the base model or the head (transformers would fill those with
+    random numbers and only warn).
     """
-    model, missing = _load_masked_lm(name, revision=revision, attention=attention, dtype=dtype)
+    with _refused(IN_WORDS[objective], name):
+        raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    refuse_unsupported(raw, str(name), objective)
+    model, missing = _load(name, objective, revision=revision, attention=attention, dtype=dtype, spread=spread)
     if missing:
+        head, bare = ("masked-LM head", "encoder") if objective == "masked" else ("language-model head", "decoder")
         raise InputError(
             f"the weights in {name} lack {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...); "
-            "expected a model with its masked-LM head, not a bare encoder"
+            f"expected a model with its {head}, not a bare {bare}"
         )
-    torch.nn.Module.to(model, device)  # transformers hides the signature of model.to
+    if spread is None:
+        torch.nn.Module.to(model, device)  # transformers hides the signature of model.to
     model.train(False)
     return model
 
@@ -60,7 +104,7 @@ def load_encoder(name: str | Path, *, revision: str | None = None, seed: int) ->
     `load_masked_lm` does, and where tensors of the encoder itself are missing.
     """
     set_seed(seed)
-    model, missing = _load_masked_lm(name, revision=revision, attention="eager", dtype=torch.float32)
+    model, missing = _load(name, "masked", revision=revision, attention="eager", dtype=torch.float32)
     encoder = [tensor for tensor in missing if tensor.startswith(f"{model.base_model_prefix}.")]
     if encoder:
         raise InputError(
@@ -76,19 +120,39 @@ def load_encoder(name: str | Path, *, revision: str | None = None, seed: int) ->
     return model, not missing
 
 
-def _load_masked_lm(
-    name: str | Path, *, revision: str | None, attention: str, dtype: torch.dtype
+_CLASSES: dict[Objective, Any] = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
+
+
+def _load(
+    name: str | Path,
+    objective: Objective,
+    *,
+    revision: str | None,
+    attention: str | None,
+    dtype: torch.dtype | Literal["auto"],
+    spread: Spread | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of the tensors that the files lack. Tensors of another shape are refused."""
-    with _refused("masked language model", name):
+    placement: dict[str, Any] = {}
+    if spread is not None:
+        memory = {
+            int(device) if device.isdigit() else device: size for device, size in (spread.max_memory or {}).items()
+        }
+        placement = {
+            "device_map": spread.strategy,
+            "max_memory": memory or None,
+            "offload_folder": str(spread.offload_folder),
+        }
+    with _refused(IN_WORDS[objective], name), _attention_refused(name, attention):
         # Sizes that do not match are let through here to be refused below: transformers' own error names none of them.
-        model, info = AutoModelForMaskedLM.from_pretrained(
+        model, info = _CLASSES[objective].from_pretrained(
             name,
             revision=revision,
             attn_implementation=attention,
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **placement,
         )
     mismatched = sorted(info["mismatched_keys"])
     if mismatched:
@@ -179,14 +243,40 @@ def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_ma
 def encoder_states(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: Sequence[int] = ()
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """Output of the last block, and of each of `layers` (0: the embeddings, n: the n-th block), float (batch, tokens, H).
+    """What the LM head reads, and the state of each of `layers` (FORMAT.md, section 3), float (batch, tokens, H).
 
-    `attention_mask` None: every token is real.
+    0 is what the first block reads, n what the n-th block writes; for the last block that is what the head reads, after
+    the final norm where the base model has one. Sequences are padded on the right; where none is, `attention_mask` may be
+    None. Everything is on `head_device`.
     """
-    output = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, **({"output_hidden_states": list(layers)} if layers else {})
-    )
-    return output.last_hidden_state, {layer: output.hidden_states[layer] for layer in layers}
+    settings: dict[str, Any] = {"output_hidden_states": list(layers)} if layers else {}
+    if _keeps_keys_and_values(type(model.base_model).forward):
+        settings["use_cache"] = False
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **settings)
+    device = head_device(model)
+    return output.last_hidden_state.to(device), {layer: output.hidden_states[layer].to(device) for layer in layers}
+
+
+@cache
+def _keeps_keys_and_values(forward: Callable[..., Any]) -> bool:
+    """Whether a model keeps keys and values for generation unless it is told not to."""
+    return "use_cache" in inspect.signature(forward).parameters
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's inputs belong; for one that is spread over devices, where its embeddings are computed."""
+    return _device_of(model.get_input_embeddings())
+
+
+def head_device(model: PreTrainedModel) -> torch.device:
+    """Where a model's logits are computed."""
+    return _device_of(model.get_output_embeddings())  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+
+def _device_of(module: Any) -> torch.device:
+    # Weights that accelerate keeps in main memory or on disk are moved for each use: its hook says where to.
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
 
 
 DIGEST_SHOWN = 12
@@ -218,9 +308,23 @@ def folder_bytes(folder: Path) -> int:
 
 
 @contextmanager
+def _attention_refused(name: str | Path, attention: str | None) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "does not support an attention implementation" not in str(error):
+            raise
+        raise InputError(
+            f"the family of the model {name} has no attention kernel {attention!r} in transformers; expected cache.attention: eager"
+        ) from error
+
+
+@contextmanager
 def _refused(what: str, name: str | Path) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"no {what} could be loaded from {name}: {_short(error)}") from error
     except Exception as error:

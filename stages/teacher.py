@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import nn
 
 from stages.config import AdaptTeacherConfig, Config, SourceConfig, TeacherTraining, TrainTeacherConfig
@@ -15,19 +18,14 @@ from stages.device import resolve_precision
 from stages.errors import InputError
 from stages.heads import Head
 from stages.initial_bert import initial_bert
-from stages.masking import Masker
-from stages.models import (
-    count_parameters,
-    folder_bytes,
-    load_encoder,
-    load_masked_lm,
-    load_tokenizer,
-    resolve_source,
-)
+from stages.masking import Masker, masker_of
+from stages.model_config import ModelShape, Objective
+from stages.models import count_parameters, folder_bytes, load_encoder, load_tokenizer, resolve_source
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore
 from stages.teacher_fit import check_teacher_fits
+from stages.teacher_loading import check_teacher, load_teacher, spread_of
 from stages.teacher_training import Collator, MaskedSequences, held_out_figures, train_teacher
 
 if TYPE_CHECKING:
@@ -56,11 +54,10 @@ def run(config: Config, context: Context) -> None:
     tokens = TokenStore.open(artefacts.tokens)
     collator = Collator(tokens.special_tokens["pad"] or 0)
     teacher = _MAKERS[config.teacher.source](config, context, tokens, collator)
-    quality = held_out_figures(
-        teacher.model, tokens.split("validation"), Masker.of(config.masking, tokens, "validation"), collator, context
-    )
+    masker = masker_of(config, tokens, "validation")
+    quality = held_out_figures(teacher.model, tokens.split("validation"), masker, collator, context)
     with whole_folder(artefacts.teacher) as folder:
-        teacher.model.save_pretrained(folder)
+        _save(teacher.model, folder, config.teacher.objective)
         load_tokenizer(tokens.tokenizer_folder).save_pretrained(folder)
         write_resolved(folder, config, "teacher", "masking")
     figures = {
@@ -96,6 +93,7 @@ def _adapt(config: Config, context: Context, tokens: TokenStore, collator: Colla
     adapt, source = cast("AdaptTeacherConfig", config.teacher.adapt), cast("SourceConfig", config.teacher.load)
     name, revision = resolve_source(source, context.artefacts.project)
     model, has_head = load_encoder(name, revision=revision, seed=adapt.seed)
+    check_teacher(model, name, "masked")
     _check_fits(model, name, revision, tokens)
     if not has_head:
         # As in `initial_bert`: the encoder already writes in the space of its word embeddings. On a 6 x 384 encoder the
@@ -109,13 +107,26 @@ def _adapt(config: Config, context: Context, tokens: TokenStore, collator: Colla
 
 
 def _load(config: Config, context: Context, tokens: TokenStore, collator: Collator) -> _Teacher:
-    """The model as it is, in float32. Raises `InputError` where it does not fit the tokens."""
+    """The model as it is: masked ones in float32, causal ones, which may be large, as their files have it.
+
+    Raises `InputError` where it does not fit the tokens.
+    """
     del collator
+    objective = config.teacher.objective
     source = cast("SourceConfig", config.teacher.load)
     name, revision = resolve_source(source, context.artefacts.project)
-    model = load_masked_lm(name, revision=revision, device=context.device)
+    model = load_teacher(
+        name,
+        objective=objective,
+        revision=revision,
+        attention=None,
+        dtype=torch.float32 if objective == "masked" else "auto",
+        device=context.device,
+        spread=spread_of(config.machine, context.artefacts.cache_work),
+    )
     _check_fits(model, name, revision, tokens)
-    return _Teacher(model=model, origin={**_origin(source, name, revision), "precision": "float32"})
+    precision = str(model.dtype).removeprefix("torch.")
+    return _Teacher(model=model, origin={**_origin(source, name, revision), "precision": precision})
 
 
 _MAKERS: dict[str, Callable[[Config, Context, TokenStore, Collator], _Teacher]] = {
@@ -146,8 +157,16 @@ def _trained(
 
 
 def _check_fits(model: PreTrainedModel, name: str, revision: str | None, tokens: TokenStore) -> None:
-    Head.of(model)  # refuses a model whose head is not known
-    check_teacher_fits(name, model.config.to_dict(), load_tokenizer(name, revision=revision), tokens)
+    shape = ModelShape.of(model.config.to_dict())
+    check_teacher_fits(name, shape, load_tokenizer(name, revision=revision), tokens)
+
+
+def _save(model: PreTrainedModel, folder: Path, objective: Objective) -> None:
+    with warnings.catch_warnings():
+        # Each file is put together in main memory: causal teachers may be too large for that at once. Whether this one is
+        # must not decide, as the files are part of a cache's identity.
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+        model.save_pretrained(folder, max_shard_size="5GB" if objective == "causal" else "50GB")
 
 
 def _origin(source: SourceConfig, name: str, revision: str | None) -> dict[str, Figure]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages.errors import InputError
+from stages.model_config import ModelShape
 from stages.models import load_tokenizer
 from stages.sequences import TokenStore
 
@@ -18,19 +19,19 @@ _OWN_TOKENIZER = (
 
 
 def check_teacher_fits(
-    name: str, model_config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, tokens: TokenStore
+    name: str, shape: ModelShape, tokenizer: PreTrainedTokenizerBase | None, tokens: TokenStore
 ) -> None:
     """Refuse a teacher called `name` that does not fit the tokens; `tokenizer` is its own, None where it brings none.
 
     Its vocabulary may be padded beyond the tokenizer's. Raises `InputError` with both figures and what to do.
     """
-    if model_config["vocab_size"] < tokens.vocabulary_size:
+    if shape.vocabulary_size < tokens.vocabulary_size:
         raise InputError(
-            f"the tokenizer has {tokens.vocabulary_size} entries and the teacher's vocabulary {model_config['vocab_size']} "
+            f"the tokenizer has {tokens.vocabulary_size} entries and the teacher's vocabulary {shape.vocabulary_size} "
             f"({name}); {_OWN_TOKENIZER}"
         )
-    positions = model_config["max_position_embeddings"]
-    if tokens.longest > positions:
+    positions = shape.positions
+    if positions is not None and tokens.longest > positions:
         raise InputError(
             f"the longest sequence in data/tokens has {tokens.longest} tokens and the teacher {positions} positions "
             f"({name}); set tokenize.sequence_tokens to at most {positions} and run: pipeline tokenize"

@@ -14,10 +14,10 @@ from stages.cache_figures import shard_figures
 from stages.config import Config
 from stages.context import Artefacts
 from stages.heads import Head
-from stages.masking import Masker
-from stages.models import load_masked_lm
+from stages.masking import SeesTokens, masker_of
 from stages.sequences import TokenStore
 from stages.sharing import Place
+from stages.teacher_loading import load_teacher, spread_of
 from stages.teacher_targets import TargetsComputer, mask_shard
 from storage import SPLITS, CacheDescription, ShardId, ShardPublisher, Split
 
@@ -44,11 +44,13 @@ class TeacherJob:
         """
         config = self.config.cache
         tokens = TokenStore.open(self.artefacts.tokens)
-        teacher = load_masked_lm(
+        teacher = load_teacher(
             self.artefacts.teacher,
+            objective=self.config.teacher.objective,
             attention=config.attention,
             dtype=_DTYPES[config.precision],
             device=place.device,
+            spread=spread_of(self.config.machine, self.artefacts.cache_work),
         )
         computer = TargetsComputer(
             teacher,
@@ -65,7 +67,7 @@ class TeacherJob:
                 job=self,
                 place=place,
                 tokens=tokens,
-                maskers={split: Masker.of(self.config.masking, tokens, split) for split in SPLITS},
+                maskers={split: masker_of(self.config, tokens, split) for split in SPLITS},
                 computer=computer,
                 publisher=publisher,
                 thread=thread,
@@ -79,7 +81,7 @@ class _Worker:
     job: TeacherJob
     place: Place
     tokens: TokenStore
-    maskers: dict[Split, Masker]
+    maskers: dict[Split, SeesTokens]
     computer: TargetsComputer
     publisher: ShardPublisher
     thread: ThreadPoolExecutor

@@ -18,8 +18,9 @@ from torch import Tensor
 from stages.draws import ShardUniforms, count_draws
 from stages.errors import Interrupted
 from stages.heads import Head
-from stages.masking import Masker
-from stages.models import encoder_states
+from stages.masking import SeesTokens
+from stages.model_config import ModelShape
+from stages.models import encoder_states, head_device, input_device
 from stages.quantise import as_stored, encode_hidden
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
@@ -58,7 +59,7 @@ class SeenSequences:
 
 
 def mask_shard(
-    tokens: TokenStore, masker: Masker, shard: ShardId, span: tuple[int, int], *, seed: int
+    tokens: TokenStore, masker: SeesTokens, shard: ShardId, span: tuple[int, int], *, seed: int
 ) -> SeenSequences:
     """Read the shard's sequences (`span` is first id and count) and mask each one; `seed` is that of all other choices."""
     start, count = span
@@ -160,14 +161,14 @@ class TargetsComputer:
         self, teacher: PreTrainedModel, *, temperatures: tuple[float, ...], pad_id: int, batch_tokens: int
     ) -> None:
         self._teacher = teacher
-        self._device = next(teacher.parameters()).device
+        self._input_device, self._device = input_device(teacher), head_device(teacher)
         # The head works in float32 whatever the encoder's dtype, as it will when a student rebuilds the logits.
         head = Head.of(teacher)
         head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
         self._rows = RowTargets(head, temperatures)
         self._pad_id = pad_id
         self._batch_tokens = batch_tokens
-        self._layers: int = teacher.config.num_hidden_layers
+        self._layers = ModelShape.of(teacher.config.to_dict()).layers
 
     @torch.inference_mode()
     def compute(self, seen: SeenSequences, layout: Layout, should_stop: Callable[[], bool] = never) -> Computed:
@@ -206,9 +207,9 @@ class TargetsComputer:
         if batch.is_padded:
             real = np.zeros(batch.shape, np.int64)
             real.flat[batch.places] = 1
-            mask = self._sent(real)
+            mask = self._sent(real, self._input_device)
         below = [layer for layer in layers if layer != self._layers]
-        last, states = encoder_states(self._teacher, self._sent(padded), mask, below)
+        last, states = encoder_states(self._teacher, self._sent(padded, self._input_device), mask, below)
         return last, [states.get(layer, last) for layer in layers]
 
     def _uniforms(self, seen: SeenSequences, batch: Batch, draws: int) -> npt.NDArray[np.float64] | None:
@@ -222,10 +223,10 @@ class TargetsComputer:
             ]
         )
 
-    def _sent(self, array: npt.NDArray[Any]) -> Tensor:
-        """The array on the teacher's device. A GPU fetches it from pinned memory in its turn: nobody waits."""
-        tensor = torch.from_numpy(array)
-        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+    def _sent(self, array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
+        """The array on a device, else on the head's. A GPU fetches it from pinned memory in its turn: nobody waits."""
+        tensor, device = torch.from_numpy(array), device or self._device
+        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class _Columns:

@@ -27,10 +27,10 @@ from stages.config.base import refuse
 from stages.context import Context
 from stages.device import Precision
 from stages.errors import Interrupted, StageError
-from stages.heads import Head
+from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
-from stages.masking import Masker
-from stages.models import encoder_hidden
+from stages.masking import Masker, SeesTokens, Unmasked, next_tokens
+from stages.models import encoder_hidden, input_device
 from stages.randomness import permutation
 from stages.sequences import SequenceSplit
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 HELD_OUT_SEQUENCES = 2048
 """Sequences that the held-out figures are computed on, at most: a standard error of about 0.02 nats."""
 HELD_OUT_BATCH = 64
+MASKED_FIGURES = ("mlm_loss", "masked_accuracy", "masked_tokens")
 _LOG_STEPS = 25
 _ROW_MULTIPLE = 64
 """Masked positions of a batch are filled up to a multiple of this. On a CPU oneDNN compiles kernels for every new shape
@@ -81,7 +82,14 @@ class MaskedSequences(Dataset[Example]):
         )
 
 
-def mask_example(masker: Masker, sequence: int, variant: int, original_ids: npt.NDArray[np.integer]) -> Example:
+def example_of(seen: SeesTokens, sequence: int, original_ids: npt.NDArray[np.integer]) -> Example:
+    """One sequence of variant 0 with its labels: the masked tokens, or, for a causal teacher, each token's successor."""
+    if isinstance(seen, Unmasked):
+        return original_ids.astype(np.int64), next_tokens(original_ids, IGNORED)
+    return mask_example(seen, sequence, 0, original_ids)
+
+
+def mask_example(masker: SeesTokens, sequence: int, variant: int, original_ids: npt.NDArray[np.integer]) -> Example:
     """One masked sequence with its labels."""
     input_ids, masked = masker.mask(sequence, variant, original_ids)
     return input_ids.astype(np.int64), np.where(masked == 1, original_ids.astype(np.int64), IGNORED)
@@ -227,34 +235,31 @@ class _Watch(TrainerCallback):
 
 @torch.inference_mode()
 def held_out_figures(
-    model: PreTrainedModel, split: SequenceSplit, masker: Masker, collator: Collator, context: Context
+    model: PreTrainedModel, split: SequenceSplit, seen: SeesTokens, collator: Collator, context: Context
 ) -> dict[str, int | float]:
-    """Cross-entropy in nats and share of correct ids over the masked tokens of a split's first sequences, in float32.
+    """Cross-entropy in nats and share of correct ids over the predicted tokens of a split's first sequences.
 
-    The cache's copy of that split begins with the same sequences and masks. `masked_accuracy` is the share whose most
-    likely id is the original one. Raises `InputError` for a model whose head is not known.
+    Predicted are the masked tokens, by a causal teacher all but the first. The cache's copy of that split begins with the
+    same sequences and masks. An id is correct where the most likely one is the original. Raises `InputError` for a model
+    whose head is not known.
     """
     offsets, ids = split.read(0, min(len(split), HELD_OUT_SEQUENCES))
-    examples = [mask_example(masker, i, 0, ids[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
-    masked_positions = MaskedPositions(model)
+    examples = [example_of(seen, i, ids[offsets[i] : offsets[i + 1]]) for i in range(len(offsets) - 1)]
+    head, device = Head.of(model), input_device(model)
     loss = correct = 0.0
     count = 0
     context.progress.begin("evaluate the teacher", len(examples), "sequences")
     for start in range(0, len(examples), HELD_OUT_BATCH):
-        batch = {
-            name: tensor.to(context.device)
-            for name, tensor in collator(examples[start : start + HELD_OUT_BATCH]).items()
-        }
-        targets = batch.pop("targets")
-        logits = masked_positions.logits(**batch)
-        loss += float(F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORED))
-        correct += float((logits.argmax(-1) == targets).sum())
+        batch = collator(examples[start : start + HELD_OUT_BATCH])
+        hidden = encoder_hidden(model, batch["input_ids"].to(device), batch["attention_mask"].to(device)).flatten(0, 1)
+        rows, targets = batch["rows"].to(hidden.device), batch["targets"].to(hidden.device)
+        for part in row_chunks(len(rows), head.vocabulary_size):
+            logits = head.logits(hidden[rows[part]]).float()
+            loss += float(F.cross_entropy(logits, targets[part], reduction="sum", ignore_index=IGNORED))
+            correct += float((logits.argmax(-1) == targets[part]).sum())
         count += int((targets != IGNORED).sum())
         context.progress.advance(len(batch["input_ids"]))
         context.stop_if_asked("nothing was published")
-    return {
-        "mlm_loss": round(loss / max(1, count), 5),
-        "masked_accuracy": round(correct / max(1, count), 5),
-        "masked_tokens": count,
-        "sequences": len(examples),
-    }
+    names = ("clm_loss", "next_accuracy", "predicted_tokens") if isinstance(seen, Unmasked) else MASKED_FIGURES
+    values = (round(loss / max(1, count), 5), round(correct / max(1, count), 5), count)
+    return {**dict(zip(names, values, strict=True)), "sequences": len(examples)}

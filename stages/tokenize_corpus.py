@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from stages.config import Config, TokenizeConfig
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import Objective
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
 from stages.randomness import permutation
@@ -29,7 +30,7 @@ from stages.sequences import (
     TokenStore,
     write_description,
 )
-from stages.tokenizer import load_for_masking, special_token_ids, train_wordpiece
+from stages.tokenizer import load_for_teacher, special_token_ids, train_wordpiece
 from storage.arrays import id_dtype
 from storage.layout import SPLITS, Split
 
@@ -50,7 +51,7 @@ def run(config: Config, context: Context) -> None:
             raise InputError(
                 f"there are no documents in {documents} ({split}.parquet is missing); run: pipeline corpus"
             )
-    tokenizer = _tokenizer(config.tokenize, context)
+    tokenizer = _tokenizer(config.tokenize, config.teacher.objective, context)
     vocabulary_size = max(tokenizer.get_vocab().values()) + 1
     with whole_folder(context.artefacts.tokens) as folder:
         # Saved before it is used: encoding leaves its truncation in the tokenizer.
@@ -75,10 +76,10 @@ def run(config: Config, context: Context) -> None:
     _report(context, vocabulary_size)
 
 
-def _tokenizer(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFast:
+def _tokenizer(config: TokenizeConfig, objective: Objective, context: Context) -> PreTrainedTokenizerFast:
     if config.tokenizer == "load":
         assert config.load is not None  # refused by TokenizeConfig
-        tokenizer = load_for_masking(config.load, context.artefacts.project)
+        tokenizer = load_for_teacher(config.load, context.artefacts.project, objective)
     else:
         assert config.train is not None
         train = context.artefacts.documents / "train.parquet"

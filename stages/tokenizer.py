@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.config import SourceConfig, TrainTokenizerConfig
 from stages.errors import InputError
+from stages.model_config import Objective
 from stages.models import load_tokenizer, resolve_source
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -54,26 +55,30 @@ def train_wordpiece(
     )
 
 
-def load_for_masking(config: SourceConfig, project: Path) -> PreTrainedTokenizerFast:
+def load_for_teacher(config: SourceConfig, project: Path, objective: Objective) -> PreTrainedTokenizerFast:
     """A tokenizer from a local folder or, at a pinned revision, from the hub; its code is never run.
 
-    Raises `InputError` if it is not there or lacks what masked language modelling needs.
+    Raises `InputError` if it is not there or lacks what masked language modelling needs: a causal teacher
+    needs neither mask nor padding token.
     """
     name, revision = resolve_source(config, project)
     tokenizer = load_tokenizer(name, revision=revision)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"the tokenizer {name} is written in Python; expected a fast one, with a tokenizer.json")
-    for role in ("mask", "pad"):
+    for role in ("mask", "pad") if objective == "masked" else ():
         if getattr(tokenizer, f"{role}_token_id") is None:
             raise InputError(
-                f"the tokenizer {name} has no {role} token; expected one for masked language modelling (BERT's, say)"
+                f"the tokenizer {name} has no {role} token; expected one for masked language modelling (BERT's, say), "
+                "or teacher.objective: causal"
             )
     return tokenizer
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    """Role (`pad`, `unk`, `cls`, `sep`, `mask`) -> id, None where the tokenizer has no such token."""
-    return {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
+    """Role (`pad`, `unk`, `cls`, `sep`, `mask`) -> id, None where the tokenizer has no such token; `bos`, `eos` where it has."""
+    ids: dict[str, int | None] = {role: getattr(tokenizer, f"{role}_token_id") for role in SPECIAL_TOKENS}
+    beyond = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos")}
+    return ids | {role: token for role, token in beyond.items() if token is not None}
 
 
 def _bert_tokenizer(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:

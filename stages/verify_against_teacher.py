@@ -29,7 +29,8 @@ from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, to_batch
 from stages.context import Context
 from stages.errors import InputError
 from stages.heads import Head, row_chunks
-from stages.models import encoder_hidden, load_masked_lm, require_model, weights_digest
+from stages.model_config import ModelShape
+from stages.models import encoder_hidden, load_language_model, require_model, weights_digest
 from storage import CacheDescription, CacheReader, ShardId, Split, decode_hidden, encode_hidden
 
 ROUNDING = {
@@ -99,8 +100,12 @@ def compare_with_teacher(
             f"{found[:12]}... there; fetch the right one with `dvc pull models/teacher` or `git checkout` of the cache's commit"
         )
     made = description.spec["cache"]
-    teacher = load_masked_lm(
-        folder, attention=made["attention"], dtype=_DTYPES[made["precision"]], device=context.device
+    teacher = load_language_model(
+        folder,
+        objective=description.objective,
+        attention=made["attention"],
+        dtype=_DTYPES[made["precision"]],
+        device=context.device,
     )
     chosen = spread(description, sequences)
     same = all(_same_hardware(computed_with.get(shard, {}), context) for shard in chosen)
@@ -115,7 +120,7 @@ def compare_with_teacher(
                 exact,
                 heads[1],
                 ROUNDING[made["precision"]][0 if same else 1],
-                last_layer=description.teacher_config["num_hidden_layers"],
+                last_layer=ModelShape.of(description.teacher_config).layers,
             )
             arrays = reader.load(shard)
             for begin in range(0, len(places), _BATCH):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from storage.errors import CorruptError, FormatError
 from storage.identity import canonical_json, fingerprint
 from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 
 KNOWN_FEATURES = frozenset(
-    {"int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws"}
+    {"int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws", "causal"}
 )
 """What this reader knows (FORMAT.md, section 7)."""
 
@@ -74,8 +74,12 @@ class CacheDescription:
     special_tokens: dict[str, int | None]
     teacher_config: dict[str, Any]
     splits: dict[Split, SplitDescription]
+    objective: Literal["masked", "causal"] = "masked"
+    """What the teacher predicts at a token: that token, or the next one."""
 
     def __post_init__(self) -> None:
+        if self.objective not in ("masked", "causal"):
+            raise ValueError(f"objective is {self.objective!r}; expected masked or causal")
         if 1.0 not in self.temperatures or list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(f"temperatures are {self.temperatures}; expected 1.0 among them, ascending, each once")
         for split, description in self.splits.items():
@@ -110,7 +114,8 @@ class CacheDescription:
     @property
     def required_features(self) -> tuple[str, ...]:
         """What a reader must know, by name, over all splits."""
-        return tuple(sorted({name for split in self.splits.values() for name in split.layout.required_features}))
+        codings = {name for split in self.splits.values() for name in split.layout.required_features}
+        return tuple(sorted(codings | ({"causal"} if self.objective == "causal" else set())))
 
     def is_part_of(self, other: CacheDescription) -> bool:
         """Whether this is the other cache with some of its splits left out."""
@@ -132,6 +137,8 @@ class CacheDescription:
             "special_tokens": self.special_tokens,
             "teacher_config": self.teacher_config,
             "splits": {split: description.to_json() for split, description in self.splits.items()},
+            # Left out where it is what it was before it joined: older caches keep their bytes.
+            **({} if self.objective == "masked" else {"objective": self.objective}),
         }
 
     @classmethod
@@ -159,6 +166,7 @@ class CacheDescription:
                 hidden_size=int(value["hidden_size"]),
                 special_tokens=value["special_tokens"],
                 teacher_config=value["teacher_config"],
+                objective=value.get("objective", "masked"),
                 splits={
                     name: SplitDescription.from_json(value["splits"][name])
                     for name in SPLITS

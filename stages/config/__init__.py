@@ -86,6 +86,8 @@ class Config:
                 f"train.student is {self.train.student!r}, which is not in students; {suggest(self.train.student, self.students)}"
             )
         check_targets(self.train, self.cache)
+        if self.teacher.objective == "causal":
+            self._check_causal_teacher()
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
 
@@ -126,6 +128,12 @@ class Config:
     def student(self) -> StudentConfig:
         """The student that `train-student` trains."""
         return self.students[self.train.student]
+
+    def _check_causal_teacher(self) -> None:
+        """Refuse what needs masks; the other keys of `masking` but its seed are unused."""
+        reason = "as teacher.objective is causal: nothing is masked"
+        require(self.cache.positions != "masked", "cache.positions", "masked", f"all or sampled, {reason}")
+        require(self.masking.variants == 1, "masking.variants", self.masking.variants, f"1, {reason}")
 
     def _check_trained_teacher(self, teacher: TrainTeacherConfig) -> None:
         require(
@@ -202,10 +210,13 @@ def cache_spec(config: Config) -> dict[str, Any]:
         temperatures=list(config.cache.declared_temperatures),
         yardstick="lossless" if config.cache.preset == "lossless" else "exact",
     )
+    masking = to_plain(config.masking)
+    if config.teacher.objective == "causal":
+        masking = {"seed": masking["seed"]}  # of draws and sampled positions
     return {
         "corpus": section(config.corpus, (config.corpus.source,), "docstrings", "files", "hub"),
         "tokenize": section(config.tokenize, (config.tokenize.tokenizer,), "train", "load"),
-        "masking": to_plain(config.masking),
+        "masking": masking,
         "teacher": section(config.teacher, config.teacher.used, "train", "load", "adapt"),
         "cache": cache,
         "algorithms": ALGORITHMS | (DRAWS if config.cache.train_draws else {}),

@@ -64,10 +64,22 @@ def build(cls: type[T], values: object, at: str = "") -> T:
     return cls(**arguments)
 
 
+def joined(default: T) -> T:
+    """The default of a field that joined a config later: at that value `to_plain` leaves it out.
+
+    So identities and resolved parameters from before it stay equal to those of today.
+    """
+    return dataclasses.field(default=default, metadata={"joined": True})
+
+
 def to_plain(value: object) -> Any:
     """The JSON form of a config: what `build` turns back into an equal one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: to_plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("joined") and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

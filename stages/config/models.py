@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stages.config.base import require, require_seed
+from stages.config.base import joined, require, require_seed
 from stages.config.corpus import SourceConfig
 
 
@@ -88,8 +88,16 @@ class TeacherConfig:
     train: TrainTeacherConfig | None = None
     load: SourceConfig | None = None
     adapt: AdaptTeacherConfig | None = None
+    objective: Literal["masked", "causal"] = joined("masked")
+    """What it was trained for. `masked`: words from both sides, as BERT. `causal`: the next token, as GPT; nothing is masked."""
 
     def __post_init__(self) -> None:
+        require(
+            self.objective == "masked" or self.source == "load",
+            "teacher.source",
+            self.source,
+            "load, as teacher.objective is causal: only masked teachers are trained here",
+        )
         for name in self.used:
             require(
                 getattr(self, name) is not None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -149,9 +150,23 @@ class MachineConfig:
     """GiB of decoded shards that a training holds in memory on each node, read ahead ones included."""
     local_shards_gb: float = 16.0
     """GiB of shards of a cache at a remote root that may lie on this disk."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """Spread a teacher that is too large for one device over all of them, by accelerate; null: `device` alone."""
+    max_memory: dict[str, str] | None = None
+    """For `device_map`: what the teacher may take of each device, as in `{"0": 20GiB, cpu: 60GiB}`; null: what is free."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")
         require(self.workers is None or self.workers >= 1, "machine.workers", self.workers, "null or 1 and more")
         require(self.shard_memory_gb > 0, "machine.shard_memory_gb", self.shard_memory_gb, "more than 0")
         require(self.local_shards_gb > 0, "machine.local_shards_gb", self.local_shards_gb, "more than 0")
+        require(
+            self.max_memory is None or self.device_map is not None,
+            "machine.max_memory",
+            self.max_memory,
+            "null, as machine.device_map is null",
+        )
+        for device, size in (self.max_memory or {}).items():
+            key = f"machine.max_memory.{device}"
+            require(bool(re.fullmatch(r"\d+|cpu", device)), key, size, "devices by number (0, 1) and cpu")
+            require(bool(re.fullmatch(r"\d+(\.\d+)?[KMG]i?B", size)), key, size, "a size with its unit, as in 20GiB")

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from stages.config import StudentConfig
 from stages.errors import InputError
@@ -50,10 +49,24 @@ def test_features_and_projection_make_the_logits():
     assert (head.vocabulary_size, head.hidden_size) == (60, 16)
 
 
-def test_a_model_with_an_unknown_head_is_refused():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(InputError, match="'gpt2' are not supported yet; expected bert or distilbert"):
-        Head.of(model)
+def test_an_activation_that_the_format_does_not_have_is_refused():
+    with pytest.raises(
+        InputError, match="activation QuickGELUActivation in the head of models of type 'bert' is not kn"
+    ):
+        Head.of(tiny_bert(hidden_act="quick_gelu"))
+
+
+def test_a_head_with_an_unknown_part_is_refused():
+    for part, reason in ((torch.nn.Linear(16, 16), "more than one dense step"), (torch.nn.Conv1d(2, 2, 1), "a Conv1d")):
+        model = tiny_bert()
+        model.cls.predictions.further = part
+        with pytest.raises(InputError, match=f"head of models of type 'bert' is not known: it has {reason}"):
+            Head.of(model)
+
+
+def test_a_bare_encoder_has_no_head():
+    with pytest.raises(InputError, match="no output projection"):
+        Head.of(tiny_bert().bert)
 
 
 def test_an_unknown_step_in_a_stored_head_is_refused():
