@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Any
 
-import numpy as np
 import torch
 
+from stages.cache_description import describe
 from stages.cache_figures import COLUMNS, TrainFigures, shard_figures
 from stages.cache_location import push_cache
-from stages.config import Config, cache_spec, check_teacher_layers, to_plain
-from stages.config.base import refuse
+from stages.config import Config
 from stages.context import Context
-from stages.errors import InputError
 from stages.heads import Head
 from stages.masking import Masker
-from stages.models import load_masked_lm, load_model_config, load_tokenizer, require_model, weights_digest
+from stages.models import load_masked_lm, require_model
 from stages.outputs import write_csv, write_json
-from stages.provenance import RESOLVED, read_resolved, write_resolved
+from stages.provenance import RESOLVED, write_resolved
 from stages.sequences import TokenStore
-from stages.teacher_fit import check_teacher_fits
 from stages.teacher_targets import TargetsComputer, mask_shard
 from storage import (
     SPLITS,
@@ -35,8 +31,6 @@ from storage import (
     IncompleteError,
     ShardId,
     Split,
-    SplitDescription,
-    differing_fields,
     verify_cache,
 )
 from storage.cache_info import KINDS
@@ -134,88 +128,6 @@ def _open_work(description: CacheDescription, context: Context, *, verify: bool)
             context.stop_if_asked(f"what is at {root.shown()} is as it was")
 
     return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded, looked, verify=verify)
-
-
-def describe(
-    config: Config, context: Context, tokens: TokenStore, splits: Collection[Split] = SPLITS
-) -> CacheDescription:
-    """Identity, layouts and shard plan of the cache that these parameters, tokens and teacher give.
-
-    Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
-    """
-    teacher_config = load_model_config(context.artefacts.teacher)
-    vocabulary_size, layers = teacher_config["vocab_size"], teacher_config["num_hidden_layers"]
-    folder = context.artefacts.teacher
-    own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
-    check_teacher_fits(str(folder), teacher_config, own, tokens)
-    _check_origin(config, context)
-    if config.cache.train_top_k > vocabulary_size:
-        raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
-    if config.cache.train_top_k == vocabulary_size and config.cache.rungs["draw_from"] == "tail":
-        raise refuse("cache.draw_from", "tail", f"all, as cache.top_k is the whole vocabulary ({vocabulary_size})")
-    check_teacher_layers(config.train, config.cache, layers)
-    return CacheDescription(
-        spec=cache_spec(config),
-        content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
-        temperatures=config.cache.declared_temperatures,
-        vocabulary_size=vocabulary_size,
-        hidden_size=teacher_config["hidden_size"],
-        special_tokens=dict(tokens.special_tokens),
-        teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, teacher_config) for split in SPLITS if split in splits},
-    )
-
-
-def _check_origin(config: Config, context: Context) -> None:
-    """Refuse documents, tokens or a teacher made with other parameters than these: the cache's `spec` would not be true.
-
-    A folder that no stage of ours made says nothing of its parameters; its digest is part of the identity all the same.
-    """
-    trained = ("teacher",) if config.teacher.training is None else ("teacher", "masking")
-    artefacts = context.artefacts
-    for folder, sections, command in (
-        (artefacts.documents, ("corpus",), "corpus"),
-        (artefacts.tokens, ("tokenize",), "tokenize"),
-        (artefacts.teacher, trained, "teacher"),
-    ):
-        if not (folder / RESOLVED).is_file():
-            continue
-        found = read_resolved(folder, f"pipeline {command}")
-        differences = differing_fields(
-            {name: to_plain(getattr(config, name)) for name in sections},
-            {name: found.get(name) for name in sections},
-            found_in="there",
-        )
-        if differences:
-            raise InputError(
-                f"{folder} was made with other parameters: {'; '.join(differences)}; run: pipeline {command}, and what follows it"
-            )
-
-
-def _describe_split(
-    config: Config, tokens: TokenStore, split: Split, teacher_config: Mapping[str, Any]
-) -> SplitDescription:
-    lengths = tokens.split(split).lengths
-    wanted = getattr(config.cache.sequences, split)
-    if wanted is not None and wanted > len(lengths):
-        raise refuse(f"cache.sequences.{split}", wanted, f"null or at most the {len(lengths)} sequences in data/tokens")
-    lengths = lengths[:wanted].astype(np.int64)
-    # A shard is cut where the running token count passes a multiple of shard_tokens.
-    number = (np.cumsum(lengths) - lengths) // config.cache.shard_tokens
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    counts = np.diff(starts, append=len(lengths))
-    return SplitDescription(
-        layout=config.cache.layout(
-            split,
-            teacher_layers=teacher_config["num_hidden_layers"],
-            hidden_size=teacher_config["hidden_size"],
-            vocabulary_size=teacher_config["vocab_size"],
-        ),
-        variants=config.masking.variants if split == "train" else 1,
-        sequences=len(lengths),
-        tokens=int(lengths.sum()),
-        shards=tuple(zip(starts.tolist(), counts.tolist(), strict=True)),
-    )
 
 
 def _already_done(description: CacheDescription, context: Context, *, verify: bool) -> str | None:
