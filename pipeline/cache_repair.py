@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.cache_verify import print_problems, run_checks
 from stages import cache_teacher
 from stages import device as tensor_device
+from stages.cache_description import describe
 from stages.config import Config
 from stages.context import Context
 from stages.models import require_model
@@ -57,7 +58,7 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
-    description = cache_teacher.describe(config, context, tokens)
+    description = describe(config, context, tokens)
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():

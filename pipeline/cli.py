@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_commands import cache
-from pipeline.stage_command import stage_command
+from pipeline.stage_command import numbers, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -69,6 +69,41 @@ def teacher(config: Config, context: Context) -> None:
     from stages import teacher as stage
 
     stage.run(config, context)
+
+
+@cli.command()
+@click.option(
+    "--workers",
+    default="1,2,4,8",
+    show_default=True,
+    metavar="N,N,...",
+    callback=numbers,
+    help="For how many workers to give the time.",
+)
+@click.option(
+    "--sample-tokens",
+    default=20480,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens to run through the teacher, about; more is closer, and slower.",
+)
+@click.option(
+    "--json",
+    "target",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Also write the plan there as JSON; -: to stdout, and nothing else.",
+)
+@stage_command(takes_root=True)
+def plan(config: Config, context: Context, workers: list[int], sample_tokens: int, target: str | None) -> None:
+    """Say what a cache will cost, and when it pays.
+
+    Reads data/tokens and models/teacher, runs the teacher on a small sample, and writes nothing: size by preset, room and speed of
+    the disk, hours on N workers, the number of students from which the cache costs less than the teacher in their loops.
+    """
+    from pipeline import plan as planning
+
+    planning.make(config, context, workers=workers, sample_tokens=sample_tokens, target=target)
 
 
 @cli.command("cache-teacher")

@@ -117,3 +117,11 @@ def stage_command(
         return callback
 
     return decorate
+
+
+def numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
+    """Integers above 0, separated by commas. Raises `click.BadParameter`."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{value!r} is no list of numbers from 1, such as 1,2,4,8")
+    return [int(part) for part in parts]

@@ -7,21 +7,15 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
-import numpy as np
-
+from stages.cache_description import describe
 from stages.cache_figures import ShardsSoFar
 from stages.cache_location import push_cache
 from stages.cache_report import report, report_part, reported
-from stages.config import Config, cache_spec, check_teacher_layers, to_plain
-from stages.config.base import refuse
+from stages.config import Config
 from stages.context import Context
-from stages.errors import InputError
-from stages.model_config import ModelShape
-from stages.models import load_model_config, load_tokenizer, require_model, weights_digest
-from stages.provenance import RESOLVED, read_resolved
+from stages.models import require_model
 from stages.sequences import TokenStore
 from stages.sharing import Failed, Failures
-from stages.teacher_fit import check_teacher_fits
 from stages.teacher_job import TeacherJob
 from storage import (
     SPLITS,
@@ -33,8 +27,6 @@ from storage import (
     Part,
     ShardId,
     Split,
-    SplitDescription,
-    differing_fields,
     verify_cache,
 )
 from storage.manifest import MANIFEST_FILE, RootManifest
@@ -147,88 +139,6 @@ def _open_work(
             context.stop_if_asked(f"what is at {root.shown()} is as it was")
 
     return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded, looked, verify=verify, part=part)
-
-
-def describe(
-    config: Config, context: Context, tokens: TokenStore, splits: Collection[Split] = SPLITS
-) -> CacheDescription:
-    """Identity, layouts and shard plan of the cache that these parameters, tokens and teacher give.
-
-    Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
-    """
-    teacher_config = load_model_config(context.artefacts.teacher)
-    shape = ModelShape.of(teacher_config)
-    vocabulary_size, layers = shape.vocabulary_size, shape.layers
-    folder = context.artefacts.teacher
-    own = load_tokenizer(folder) if (folder / "tokenizer_config.json").is_file() else None
-    check_teacher_fits(str(folder), shape, own, tokens)
-    _check_origin(config, context)
-    if config.cache.train_top_k > vocabulary_size:
-        raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
-    if config.cache.train_top_k == vocabulary_size and config.cache.rungs["draw_from"] == "tail":
-        raise refuse("cache.draw_from", "tail", f"all, as cache.top_k is the whole vocabulary ({vocabulary_size})")
-    check_teacher_layers(config.train, config.cache, layers)
-    return CacheDescription(
-        spec=cache_spec(config),
-        content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
-        temperatures=config.cache.declared_temperatures,
-        vocabulary_size=vocabulary_size,
-        hidden_size=shape.hidden_size,
-        special_tokens=dict(tokens.special_tokens),
-        teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, shape) for split in SPLITS if split in splits},
-        objective=config.teacher.objective,
-    )
-
-
-def _check_origin(config: Config, context: Context) -> None:
-    """Refuse documents, tokens or a teacher made with other parameters than these: the cache's `spec` would not be true.
-
-    A folder that no stage of ours made says nothing of its parameters; its digest is part of the identity all the same.
-    """
-    trained = ("teacher",) if config.teacher.training is None else ("teacher", "masking")
-    artefacts = context.artefacts
-    for folder, sections, command in (
-        (artefacts.documents, ("corpus",), "corpus"),
-        (artefacts.tokens, ("tokenize",), "tokenize"),
-        (artefacts.teacher, trained, "teacher"),
-    ):
-        if not (folder / RESOLVED).is_file():
-            continue
-        found = read_resolved(folder, f"pipeline {command}")
-        differences = differing_fields(
-            {name: to_plain(getattr(config, name)) for name in sections},
-            {name: found.get(name) for name in sections},
-            found_in="there",
-        )
-        if differences:
-            raise InputError(
-                f"{folder} was made with other parameters: {'; '.join(differences)}; run: pipeline {command}, and what follows it"
-            )
-
-
-def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: ModelShape) -> SplitDescription:
-    lengths = tokens.split(split).lengths
-    wanted = getattr(config.cache.sequences, split)
-    if wanted is not None and wanted > len(lengths):
-        raise refuse(f"cache.sequences.{split}", wanted, f"null or at most the {len(lengths)} sequences in data/tokens")
-    lengths = lengths[:wanted].astype(np.int64)
-    # A shard is cut where the running token count passes a multiple of shard_tokens.
-    number = (np.cumsum(lengths) - lengths) // config.cache.shard_tokens
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    counts = np.diff(starts, append=len(lengths))
-    return SplitDescription(
-        layout=config.cache.layout(
-            split,
-            teacher_layers=shape.layers,
-            hidden_size=shape.hidden_size,
-            vocabulary_size=shape.vocabulary_size,
-        ),
-        variants=config.masking.variants if split == "train" else 1,
-        sequences=len(lengths),
-        tokens=int(lengths.sum()),
-        shards=tuple(zip(starts.tolist(), counts.tolist(), strict=True)),
-    )
 
 
 def _already_done(description: CacheDescription, context: Context, *, verify: bool, part: Part | None) -> str | None:

@@ -23,6 +23,7 @@ STAGES = {
     "tokenize_corpus",
     "teacher",
     "cache_teacher",
+    "plan",
     "init_student",
     "train_student",
     "evaluate",

@@ -1,0 +1,133 @@
+"""`pipeline plan`: the plan as tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.progress import counted, duration
+from stages import plan as stage
+from stages.config import Config
+from stages.context import Context
+from stages.outputs import write_text
+from stages.report_page.units import NO_BREAK, data_size
+
+Json = Mapping[str, Any]
+STDOUT = "-"
+
+
+def make(config: Config, context: Context, *, workers: Sequence[int], sample_tokens: int, target: str | None) -> None:
+    """Plan, and print tables; `target` is the file that gets the JSON, or `-`: stdout, which then gets nothing else."""
+    planned = stage.run(config, context, workers=workers, sample_tokens=sample_tokens)
+    text = json.dumps(planned, indent=2, ensure_ascii=False) + "\n"
+    if target == STDOUT:
+        click.echo(text, nl=False)
+        return
+    _show(planned, context)
+    if target is not None:
+        write_text(Path(target), text)
+        context.progress.message(f"the plan is in {target}")
+
+
+def _show(planned: Json, context: Context) -> None:
+    progress, splits, teacher = context.progress, planned["splits"], planned["teacher"]
+    progress.table(
+        "what will be cached",
+        ["split", "sequences", "tokens", "mask variants", "positions", "shards", "size"],
+        [
+            [
+                name,
+                *(split[key] for key in ("sequences", "tokens", "variants", "positions", "shards")),
+                size(split["bytes"]),
+            ]
+            for name, split in splits.items()
+        ],
+    )
+    configured = sum(splits["train"]["bytes_per_position"].values())
+    progress.table(
+        f"what it takes, positions: {planned['positions']}",
+        ["", "bytes per train position", "whole cache"],
+        [
+            ["as configured", round(configured, 1), size(planned["bytes"])],
+            *(
+                [f"preset {name}", round(preset["bytes_per_train_position"], 1), size(preset["bytes"])]
+                for name, preset in planned["presets"].items()
+            ),
+        ],
+    )
+    progress.summary("disk", _disk(planned["disk"], planned["bytes"]))
+    progress.table(
+        f"one pass of the teacher: {counted(teacher['tokens_to_run'], 'tokens')}",
+        ["workers", "time", "held up by"],
+        [
+            [
+                f"{number}, this machine" if number == "1" else number,
+                duration(3600 * hours),
+                "disk" if hours == planned["write_hours"] else "teacher",
+            ]
+            for number, hours in planned["hours"].items()
+        ],
+    )
+    progress.summary(
+        "the teacher here",
+        {
+            "device": planned["device"],
+            "parameters": teacher["parameters"],
+            "arithmetic": f"{teacher['precision']}, {teacher['attention']}",
+            "tokens per second": teacher["tokens_per_second"],
+            "slowest and fastest piece": f"{teacher['slowest']:,.0f} to {teacher['fastest']:,.0f}",
+        },
+    )
+    progress.summary("when it pays", _student_run(planned["student_run"]))
+    progress.summary("memory that the student's device saves", _memory(planned["memory"]))
+    disk = planned["disk"]
+    if not disk["fits"]:
+        progress.message(
+            f"this cache does not fit: it needs {size(disk['needed_bytes'])} here and {size(disk['free_bytes'])} are free; "
+            "see cache.preset, cache.positions and --root"
+        )
+
+
+def _disk(disk: Json, cache_bytes: int) -> dict[str, str]:
+    speed = disk["write_bytes_per_second"]
+    if disk["at_root"]:
+        return {
+            "the cache": f"{size(cache_bytes)}, at the root",
+            "free here": size(disk["free_bytes"]),
+            "the root's room and speed": "not probed",
+        }
+    return {
+        "the cache": size(cache_bytes),
+        "with DVC's copy": f"{size(disk['needed_bytes'])} ({'shares blocks' if disk['copies'] == 1 else 'no reflinks here'})",
+        "free": size(disk["free_bytes"]),
+        "durable writing": "not probed: too little room" if speed is None else f"{size(speed)}/s",
+    }
+
+
+def _student_run(run: Json) -> dict[str, str | int]:
+    runs = run["runs_to_break_even"]
+    return {
+        "one training sees": counted(run["tokens"], "tokens"),
+        "the teacher in its loop takes": duration(run["online_seconds"]),
+        "the cache in its place": f"{duration(run['cached_seconds'])} (head {duration(run['of_which_head'])})",
+        "making the cache": duration(run["cache_seconds"]),
+        "runs from which the cache costs less": "never" if runs is None else runs,
+    }
+
+
+def _memory(memory: Json) -> dict[str, str]:
+    return {
+        "teacher's weights": size(memory["weights"]),
+        f"its activations, {memory['method']}": size(memory["activations"]),
+        "its head, kept for kd_source: hidden": size(memory["head_kept"]),
+        "saved": size(memory["saved"]),
+    }
+
+
+def size(number: float) -> str:
+    """`12.34 GB`, decimal units."""
+    return data_size(number).replace(NO_BREAK, " ")
