@@ -12,6 +12,7 @@ from pipeline.stage_command import numbers, stage_command
 if TYPE_CHECKING:
     from stages.config import Config
     from stages.context import Context
+    from storage import Part
 
 
 class InOrder(click.Group):
@@ -106,6 +107,17 @@ def plan(config: Config, context: Context, workers: list[int], sample_tokens: in
     planning.make(config, context, workers=workers, sample_tokens=sample_tokens, target=target)
 
 
+def _part(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Part | None:
+    if value is None:
+        return None
+    from storage import Part
+
+    try:
+        return Part.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @cli.command("cache-teacher")
 @click.option(
     "--verify",
@@ -114,11 +126,13 @@ def plan(config: Config, context: Context, workers: list[int], sample_tokens: in
 )
 @click.option(
     "--shards",
+    "part",
     metavar="I/N",
+    callback=_part,
     help="Do only every N-th shard, from the I-th on, beside jobs that do the others; run it once more without to finish.",
 )
 @stage_command(takes_root=True, takes_workers=True)
-def cache_teacher(config: Config, context: Context, verify: bool, shards: str | None) -> None:
+def cache_teacher(config: Config, context: Context, verify: bool, part: Part | None) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
@@ -126,12 +140,7 @@ def cache_teacher(config: Config, context: Context, verify: bool, shards: str | 
     here. Parameters: corpus, tokenize, masking, teacher, cache.
     """
     from stages import cache_teacher as stage
-    from storage import Part
 
-    try:
-        part = None if shards is None else Part.parse(shards)
-    except ValueError as error:
-        raise click.UsageError(f"--shards: {error}") from None
     if verify and part is not None:
         raise click.UsageError("--verify is for the whole cache: leave --shards out")
     if verify and context.artefacts.root is None:

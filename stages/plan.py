@@ -11,13 +11,14 @@ from stages.cache_description import describe
 from stages.config import CacheConfig, Config
 from stages.context import Context
 from stages.heads import Head
-from stages.models import count_parameters, load_masked_lm, require_model
+from stages.models import count_parameters, require_model
 from stages.planning.break_even import StudentRun, stage_one_hours
 from stages.planning.disk import probe_disk
 from stages.planning.sample import draw_samples
 from stages.planning.sizes import cache_bytes, described, preset_caches, split_size, weigh_cache, weigh_presets
 from stages.planning.teacher_probe import TeacherProbe
 from stages.sequences import TokenStore
+from stages.teacher_loading import load_teacher, spread_of
 from storage import CacheDescription
 from storage.disk_probe import scratch
 from storage.size_estimate import ShardCost, bytes_beside_shards
@@ -39,11 +40,13 @@ def run(
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     description = describe(config, context, tokens)
-    teacher = load_masked_lm(
+    teacher = load_teacher(
         artefacts.teacher,
+        objective=config.teacher.objective,
         attention=config.cache.attention,
         dtype=getattr(torch, config.cache.precision),
         device=context.device,
+        spread=spread_of(config.machine, artefacts.cache_work),
     )
     head = Head.of(teacher)
     caches = preset_caches(config)

@@ -8,7 +8,7 @@ import torch
 
 from stages.config import Config
 from stages.context import Context
-from stages.masking import Masker
+from stages.masking import masker_of
 from stages.sequences import TokenStore
 from stages.teacher_targets import SeenSequences, mask_shard
 from storage import CacheDescription, ShardId, Split
@@ -41,7 +41,7 @@ def _draw(
     config: Config, tokens: TokenStore, split: Split, sequences: int, pieces: int, piece_tokens: int
 ) -> list[SeenSequences]:
     """Pieces of the first `sequences` sequences of a split, masked as in variant 0 of the cache."""
-    masker, shard = Masker.of(config.masking, tokens, split), ShardId(split, 0, 0)
+    masker, shard = masker_of(config, tokens, split), ShardId(split, 0, 0)
     spans = spread_spans(tokens.split(split).lengths[:sequences], pieces, piece_tokens)
     return [mask_shard(tokens, masker, shard, span, seed=config.masking.seed) for span in spans]
 

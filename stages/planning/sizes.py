@@ -16,6 +16,7 @@ from stages.config.base import build
 from stages.config.cache import RUNGS
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import ModelShape
 from stages.planning import KEPT
 from storage import CacheDescription, Layout, ShardTargets, Split, SplitDescription
 from storage.size_estimate import ShardCost, merged, recoded, shard_cost
@@ -94,7 +95,7 @@ def described(cache: CacheConfig, description: CacheDescription) -> CacheDescrip
     for split, plan in description.splits.items():
         layout = cache.layout(
             split,
-            teacher_layers=description.teacher_config["num_hidden_layers"],
+            teacher_layers=ModelShape.of(description.teacher_config).layers,
             hidden_size=description.hidden_size,
             vocabulary_size=description.vocabulary_size,
         )
