@@ -72,9 +72,6 @@ def load_language_model(
     not those that its configuration describes or lack the base model or the head (transformers would fill those with
     random numbers and only warn).
     """
-    with _refused(IN_WORDS[objective], name):
-        raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    refuse_unsupported(raw, str(name), objective)
     model, missing = _load(name, objective, revision=revision, attention=attention, dtype=dtype, spread=spread)
     if missing:
         head, bare = ("masked-LM head", "encoder") if objective == "masked" else ("language-model head", "decoder")
@@ -133,6 +130,9 @@ def _load(
     spread: Spread | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of the tensors that the files lack. Tensors of another shape are refused."""
+    with _refused(IN_WORDS[objective], name):
+        raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    refuse_unsupported(raw, str(name), objective)
     placement: dict[str, Any] = {}
     if spread is not None:
         memory = {
@@ -150,6 +150,7 @@ def _load(
             revision=revision,
             attn_implementation=attention,
             dtype=dtype,
+            trust_remote_code=False,  # not even asked for: transformers would wait for an answer on the terminal
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **placement,
@@ -179,7 +180,9 @@ def load_tokenizer(
     """
     settings: dict[str, Any] = {} if inputs is None else {"model_input_names": inputs}
     with _refused("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, use_fast=True, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, use_fast=True, trust_remote_code=False, **settings
+        )
     # Where it was loaded from would make the files of one and the same tokenizer differ between machines.
     for key in ("is_local", "local_files_only", "name_or_path"):
         tokenizer.init_kwargs.pop(key, None)
@@ -192,7 +195,7 @@ def load_model_config(folder: Path) -> dict[str, Any]:
     Raises `InputError` where there is none, or where it is damaged.
     """
     with _refused("model configuration", folder):
-        config: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+        config: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     return config

@@ -98,7 +98,9 @@ def _adapt(config: Config, context: Context, tokens: TokenStore, collator: Colla
     if not has_head:
         # As in `initial_bert`: the encoder already writes in the space of its word embeddings. On a 6 x 384 encoder the
         # loss after 75 steps was 5.75 nats so, and 6.54 with a random matrix.
-        nn.init.eye_(Head.of(model).tensors["dense.weight"])
+        dense = Head.of(model).tensors.get("dense.weight")
+        if dense is not None:
+            nn.init.eye_(dense)
     if adapt.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

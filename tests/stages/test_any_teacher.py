@@ -19,6 +19,7 @@ from stages.errors import InputError
 from stages.heads import Head
 from stages.models import load_tokenizer
 from stages.sequences import TokenStore
+from stages.verify_against_teacher import compare_with_teacher
 from storage import CacheDescription, CacheReader
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_model
@@ -220,6 +221,14 @@ def test_a_masked_teacher_needs_a_tokenizer_with_a_mask(byte_level, tmp_path):
     project = Project(shutil.copytree(byte_level, tmp_path / "it"), tokenize=CAUSAL["tokenize"])
     with pytest.raises(InputError, match=r"has no mask token; .* or teacher.objective: causal"):
         project.run(tokenize_corpus)
+
+
+def test_a_causal_cache_is_verified_against_its_teacher(causal):
+    project = causal("llama", cache={"preset": "balanced", "top_k": 16})
+    reader = CacheReader(project.artefacts.cache)
+    agreement = compare_with_teacher(reader, project.context, 20, {})
+    assert agreement.within
+    assert agreement.positions > 20
 
 
 def test_no_student_learns_from_a_causal_teacher_yet(causal):

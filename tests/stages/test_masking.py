@@ -3,7 +3,7 @@ import pytest
 
 from stages.config import MaskingConfig
 from stages.errors import InputError
-from stages.masking import Masker
+from stages.masking import Masker, Unmasked, next_tokens
 
 VOCABULARY, MASK = 1000, 4
 SPECIAL = [0, 1, 2, 3, 4]
@@ -104,3 +104,12 @@ def test_rare_tokens_are_chosen_as_much_more_often_as_the_smoothing_says():
 def test_a_tokenizer_without_a_mask_token_is_refused():
     with pytest.raises(InputError, match="no mask token"):
         masker(mask_id=None)
+
+
+def test_a_causal_teacher_sees_every_token_and_predicts_the_next_one():
+    ids = sequence(0)
+    seen, masked = Unmasked().mask(7, 3, ids)
+    np.testing.assert_array_equal(seen, ids)
+    assert seen is not ids
+    assert (masked.dtype, masked.any()) == (np.uint8, False)
+    np.testing.assert_array_equal(next_tokens(ids, -100), [*ids[1:].tolist(), -100])

@@ -125,3 +125,12 @@ def test_a_cache_with_splits_left_out_is_a_part_of_the_whole():
     assert not dataclasses.replace(part, hidden_size=7).is_part_of(whole)
     other = make_description(BALANCED, shards=2)
     assert not dataclasses.replace(other, splits={"train": other.splits["train"]}).is_part_of(whole)
+
+
+def test_a_causal_teacher_is_a_feature_and_a_masked_one_leaves_no_trace():
+    assert "objective" not in make_description(EXACT).to_json()
+    causal = dataclasses.replace(make_description(EXACT), objective="causal")
+    assert causal.required_features == ("causal",)
+    assert CacheDescription.from_json(changed(causal)) == causal
+    with pytest.raises(CorruptError, match="objective is 'sideways'; expected masked or causal"):
+        CacheDescription.from_json(changed(causal, objective="sideways"))

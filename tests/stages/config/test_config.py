@@ -214,3 +214,50 @@ def test_the_embedded_default_and_the_recipe_of_a_real_encoder_compare_the_same_
     files = [ROOT / "params.yaml", ROOT / "recipes" / "minilm.yaml"]
     default, recipe = (load_config(yaml.safe_load(file.read_text(encoding="utf-8"))).compare for file in files)
     assert default == recipe
+
+
+CAUSAL = {"source": "load", "load": {"path": "gpt"}, "objective": "causal"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"teacher": {"objective": "causal"}},
+            r"teacher.source is 'train'; allowed: load, as teacher.objective is causal",
+        ),
+        (
+            {"teacher": CAUSAL, "cache": {"positions": "masked"}},
+            "cache.positions is 'masked'; allowed: all or sampled, as teacher.objective is causal: nothing is masked",
+        ),
+        (
+            {"teacher": CAUSAL, "masking": {"variants": 2}},
+            "masking.variants is 2; allowed: 1, as teacher.objective is ca",
+        ),
+        (
+            {"machine": {"max_memory": {"cpu": "1GiB"}}},
+            "machine.max_memory is .*; allowed: null, as machine.device_map is",
+        ),
+        (
+            {"machine": {"device_map": "auto", "max_memory": {"cpu": "9"}}},
+            "machine.max_memory.cpu is '9'; allowed: a size w",
+        ),
+        ({"machine": {"device_map": "auto", "max_memory": {"tpu": "1GiB"}}}, "allowed: devices by number .* and cpu"),
+        ({"machine": {"device_map": "all"}}, "machine.device_map is 'all'; allowed: auto, balanced"),
+    ],
+)
+def test_what_does_not_go_with_a_teacher_or_its_devices_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(tiny_params(**changes))
+
+
+def test_the_objective_of_a_masked_teacher_leaves_identities_as_they_were_before_there_was_another():
+    values = tiny_params(teacher={"objective": "masked"})
+    assert cache_spec(load_config(values)) == cache_spec(load_config(tiny_params()))
+    assert "objective" not in cache_spec(load_config(values))["teacher"]
+    assert cache_spec(load_config(tiny_params(teacher=CAUSAL)))["teacher"]["objective"] == "causal"
+
+
+def test_where_a_large_teacher_is_put_is_no_part_of_the_identity():
+    spread = {"device_map": "auto", "max_memory": {"0": "20GiB", "cpu": "60GiB"}}
+    assert cache_spec(load_config(tiny_params(machine=spread))) == cache_spec(load_config(tiny_params()))
