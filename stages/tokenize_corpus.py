@@ -5,44 +5,53 @@ Not called `tokenize.py`, which would shadow a module of the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from stages.config import Config, TokenizeConfig
+from stages.config import ALGORITHMS, Config, TokenizeConfig, to_plain
 from stages.context import Context
-from stages.errors import InputError
+from stages.encoding import Encoder
+from stages.errors import InputError, Interrupted
+from stages.models import load_tokenizer
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
-from stages.randomness import permutation
-from stages.sequences import (
-    COUNTS,
-    TOKENIZER,
-    SequenceSplit,
-    SequenceWriter,
-    TokenIds,
-    TokenStore,
-    write_description,
-)
+from stages.sequences import COUNTS, TOKENIZER, SequenceWriter, SplitFigures, write_description
+from stages.sharing import Failed, Place
+from stages.token_parts import PartFigures, PartId, Shuffled, read_figures, write_part
 from stages.tokenizer import load_for_masking, special_token_ids, train_wordpiece
 from storage.arrays import id_dtype
+from storage.files import discard, sha256_file
+from storage.identity import fingerprint
 from storage.layout import SPLITS, Split
+from storage.locking import lock
 
 _BATCH_CHARACTERS = 1_000_000
+_PART_BYTES = 1 << 25
+"""Text of a part: some seconds of work, and few enough parts that the merge reads long pieces of them."""
 _ROW_GROUP_TOKENS = 1 << 20
 
 
 def run(config: Config, context: Context) -> None:
     """Write `data/tokens` from `data/documents`: tokenizer, sequences per split, token counts, `tokens.json`.
 
-    A document longer than `tokenize.sequence_tokens` becomes several sequences, each with its special tokens;
-    remainders shorter than `tokenize.min_sequence_tokens` are dropped. Raises `InputError` for missing documents, an
-    unfit tokenizer, and a split that gives no sequence; then nothing is written.
+    A document longer than `tokenize.sequence_tokens` becomes several sequences, each with its special tokens, or, with
+    `tokenize.packing: full`, documents share sequences of full length; remainders shorter than
+    `tokenize.min_sequence_tokens` are dropped. Parts of the documents are encoded by `context.runner` and kept in a work
+    folder until all are there. Raises `InputError` for missing documents, an unfit tokenizer, and a split that gives no
+    sequence, and `LockedError` while another process does the same; then nothing is written.
     """
     documents = context.artefacts.documents
     for split in SPLITS:
@@ -50,98 +59,124 @@ def run(config: Config, context: Context) -> None:
             raise InputError(
                 f"there are no documents in {documents} ({split}.parquet is missing); run: pipeline corpus"
             )
-    tokenizer = _tokenizer(config.tokenize, context)
-    vocabulary_size = max(tokenizer.get_vocab().values()) + 1
-    with whole_folder(context.artefacts.tokens) as folder:
-        # Saved before it is used: encoding leaves its truncation in the tokenizer.
-        tokenizer.save_pretrained(folder / TOKENIZER)
-        encoder = _Encoder(tokenizer, config.tokenize, id_dtype(vocabulary_size))
-        for split in SPLITS:
-            unshuffled = folder / "unshuffled.bin"
-            lengths = encoder.encode(documents / f"{split}.parquet", unshuffled, split, context)
-            ids = np.memmap(unshuffled, dtype=id_dtype(vocabulary_size), mode="r")
-            order = permutation(f"tokenize/{config.tokenize.seed}/{split}", 0, len(lengths))
-            _write_in_order(order, lengths, ids, folder / f"{split}.parquet")
-            unshuffled.unlink()
-        counts = _token_counts(SequenceSplit(folder / "train.parquet"), vocabulary_size)
-        pq.write_table(pa.table({"count": counts}), folder / COUNTS)
-        write_description(
-            folder,
-            vocabulary_size=vocabulary_size,
-            special_tokens=special_token_ids(tokenizer),
-            special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+    loaded = _loaded(config.tokenize, context)
+    with _work_folder(config.tokenize, loaded, context) as work:
+        tokenizer = _tokenizer(config.tokenize, loaded, work / TOKENIZER, context)
+        vocabulary_size = max(tokenizer.get_vocab().values()) + 1
+        encoder = Encoder.of(
+            tokenizer,
+            sequence_tokens=config.tokenize.sequence_tokens,
+            min_sequence_tokens=config.tokenize.min_sequence_tokens,
+            packing=config.tokenize.packing,
+            dtype=id_dtype(vocabulary_size),
         )
-        write_resolved(folder, config, "tokenize")
-    _report(context, vocabulary_size)
-
-
-def _tokenizer(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFast:
-    if config.tokenizer == "load":
-        assert config.load is not None  # refused by TokenizeConfig
-        tokenizer = load_for_masking(config.load, context.artefacts.project)
-    else:
-        assert config.train is not None
-        train = context.artefacts.documents / "train.parquet"
-        context.progress.message(f"training a WordPiece tokenizer of {config.train.vocabulary_size} entries")
-        tokenizer = train_wordpiece(
-            lambda: (text for batch in _batches(train) for text in batch), config.train, config.sequence_tokens
-        )
-    room = config.sequence_tokens - tokenizer.num_special_tokens_to_add()
-    if room < 1:
-        raise InputError(
-            f"tokenize.sequence_tokens is {config.sequence_tokens}, of which the tokenizer's special tokens take "
-            f"{config.sequence_tokens - room}; expected room for one token more"
-        )
-    return tokenizer
-
-
-class _Encoder:
-    """Encodes documents into sequences of limited length."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TokenizeConfig, dtype: np.dtype[np.generic]) -> None:
-        self._tokenizer = tokenizer
-        self._config = config
-        self._dtype = dtype
-
-    def encode(self, documents: Path, target: Path, split: Split, context: Context) -> npt.NDArray[np.int64]:
-        """Write the ids of all sequences, one after the other, to the file `target`; return their lengths (N,).
-
-        Raises `InputError` if there is no sequence.
-        """
-        lengths: list[int] = []
-        context.progress.begin(f"tokenize {split}", pq.read_metadata(documents).num_rows, "documents")
-        with target.open("wb") as file:
-            for texts in _batches(documents):
-                context.stop_if_asked("no sequence was written")
-                for ids in self._sequences(texts):
-                    lengths.append(len(ids))
-                    file.write(np.array(ids, dtype=self._dtype).tobytes())
-                context.progress.advance(len(texts), sequences=len(lengths))
-        if not lengths:
-            raise InputError(
-                f"the {split} split gives no sequence: every document has fewer than {self._config.min_sequence_tokens} "
-                "tokens; expected longer documents, or a smaller tokenize.min_sequence_tokens"
+        job = EncodeDocuments(documents=documents, work=work, encoder=encoder, seed=config.tokenize.seed)
+        parts = _encoded(job, context)
+        with whole_folder(context.artefacts.tokens) as folder:
+            shutil.copytree(work / TOKENIZER, folder / TOKENIZER, copy_function=shutil.copyfile)
+            counts = np.zeros(vocabulary_size, dtype=np.int64)
+            splits: dict[Split, SplitFigures] = {}
+            for split in SPLITS:
+                shuffled = Shuffled(work, parts[split], id_dtype(vocabulary_size))
+                _require_sequences(shuffled, split, config.tokenize)
+                splits[split] = _write(
+                    shuffled, folder / f"{split}.parquet", counts if split == "train" else None, context
+                )
+            pq.write_table(pa.table({"count": counts}), folder / COUNTS)
+            write_description(
+                folder,
+                vocabulary_size=vocabulary_size,
+                special_tokens=special_token_ids(tokenizer),
+                special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+                splits=splits,
             )
-        return np.array(lengths, dtype=np.int64)
-
-    def _sequences(self, texts: list[str]) -> Iterator[list[int]]:
-        pieces = self._tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._config.sequence_tokens,
-            return_overflowing_tokens=True,  # the rest of a long document: further sequences, with special tokens
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return (piece for piece in pieces if len(piece) >= self._config.min_sequence_tokens)
+            write_resolved(folder, config, "tokenize")
+    figures: dict[str, int] = {"vocabulary": vocabulary_size}
+    figures["longest sequence"] = max(split.longest for split in splits.values())
+    for name, split_figures in splits.items():
+        figures[f"{name} sequences"] = split_figures.sequences
+        figures[f"{name} tokens"] = split_figures.tokens
+    context.progress.summary("tokenize", figures)
 
 
-def _batches(documents: Path) -> Iterator[list[str]]:
-    """The texts of a Parquet file of documents, about a million characters at a time."""
+@dataclass(frozen=True, kw_only=True)
+class EncodeDocuments:
+    """The job of `tokenize`: encodes parts of the documents into the work folder."""
+
+    documents: Path
+    work: Path
+    encoder: Encoder
+    seed: int
+    at_once: int = 2
+    """While Rust encodes one part on all cores, Python takes over the ids of the other and writes them."""
+
+    @contextmanager
+    def begin(self, place: Place) -> Iterator[Callable[[PartId], PartFigures]]:
+        """The tokenizer, without what transformers puts around it: that takes seconds to import."""
+        backend = self.encoder.prepare(Tokenizer.from_file(str(self.work / TOKENIZER / "tokenizer.json")))
+
+        def encode(part: PartId) -> PartFigures:
+            found = read_figures(self.work, part)
+            if found is not None:  # a cluster may start a task twice
+                return found
+            documents = 0
+
+            def batches() -> Iterator[list[str]]:
+                nonlocal documents
+                for texts in _batches(
+                    self.documents / f"{part.split}.parquet", range(part.first_group, part.end_group)
+                ):
+                    if place.should_stop():
+                        raise Interrupted(f"part {part} was dropped, as a stop was asked for")
+                    documents += len(texts)
+                    yield texts
+
+            lengths, ids = self.encoder.sequences(backend, batches())
+            return write_part(self.work, part, self.seed, documents, lengths, ids)
+
+        yield encode
+
+
+def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[PartId, PartFigures]]]:
+    """All parts of each split, in order, and what they hold: those that are missing are encoded, in any order."""
+    parts = list(chain.from_iterable(_parts(job.documents / f"{split}.parquet", split) for split in SPLITS))
+    done = {part: figures for part in parts if (figures := read_figures(job.work, part)) is not None}
+    total = sum(pq.read_metadata(job.documents / f"{split}.parquet").num_rows for split in SPLITS)
+    kept = sum(figures.documents for figures in done.values())
+    context.progress.begin("tokenize", total, "documents", done=kept)
+    if done:
+        context.progress.message(f"{kept:,} of {total:,} documents were encoded by an earlier run")
+    missing = [part for part in parts if part not in done]
+    with closing(context.runner.run(job, missing, context.place)) as outcomes:
+        for outcome in outcomes:
+            context.stop_if_asked(f"what was encoded is kept in {job.work}")
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            done[outcome.item] = outcome.result
+            sequences = sum(figures.sequences for figures in done.values())
+            context.progress.advance(outcome.result.documents, sequences=sequences)
+    context.stop_if_asked(f"what was encoded is kept in {job.work}")
+    return {split: [(part, done[part]) for part in parts if part.split == split] for split in SPLITS}
+
+
+def _parts(documents: Path, split: Split) -> Iterator[PartId]:
+    """The row groups of a Parquet file of documents, as many to a part as make up its text."""
+    metadata = pq.read_metadata(documents)
+    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+    number = first = held = 0
+    for group, size in enumerate(sizes):
+        held += size
+        if held >= _PART_BYTES or group == len(sizes) - 1:
+            yield PartId(split=split, number=number, first_group=first, end_group=group + 1)
+            number, first, held = number + 1, group + 1, 0
+
+
+def _batches(documents: Path, groups: range | None = None) -> Iterator[list[str]]:
+    """The texts of a Parquet file of documents, or of these row groups of it, about a million characters at a time."""
     texts: list[str] = []
     characters = 0
     with pq.ParquetFile(documents) as file:
-        for batch in file.iter_batches(columns=["text"], batch_size=256):
+        for batch in file.iter_batches(columns=["text"], batch_size=256, row_groups=groups):
             for text in batch.column(0).to_pylist():
                 texts.append(text)
                 characters += len(text)
@@ -152,31 +187,86 @@ def _batches(documents: Path) -> Iterator[list[str]]:
         yield texts
 
 
-def _write_in_order(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], ids: TokenIds, target: Path) -> None:
-    """Write sequence `order[n]` as sequence n. Of `ids`, what a row group needs is read: a corpus may exceed the memory."""
-    starts = np.cumsum(lengths) - lengths
-    rows = max(1, _ROW_GROUP_TOKENS // int(lengths.max()))
-    with SequenceWriter(target, ids.dtype) as writer:
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
-            counts = lengths[chosen]
-            # Index of each token: the start of its sequence plus its place in the sequence.
-            places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            writer.write_group(counts, ids[np.repeat(starts[chosen], counts) + places])
+@contextmanager
+def _work_folder(config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, context: Context) -> Iterator[Path]:
+    """A folder that what determines the parts gives its name, held by a lock; removed at the end, kept after an error."""
+    documents, root = context.artefacts.documents, context.artefacts.cache_work
+    parameters = to_plain(config)
+    parameters.pop("load")  # where from; what it is stands below
+    name = fingerprint(
+        {"tokenize": parameters, "algorithm": ALGORITHMS["tokenize"], "part_bytes": _PART_BYTES},
+        {
+            "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
+            "tokenizer": None if loaded is None else _digest(loaded),
+            "tokenizers": version("tokenizers"),
+        },
+    )
+    folder = root / f"tokenize-{name}"
+    root.mkdir(parents=True, exist_ok=True)
+    with lock(root, folder.name, "the tokens"):
+        folder.mkdir(exist_ok=True)
+        yield folder
+        discard(folder)
 
 
-def _token_counts(split: SequenceSplit, vocabulary_size: int) -> npt.NDArray[np.int64]:
-    counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for _, ids in split.groups():
-        counts += np.bincount(ids, minlength=vocabulary_size)
-    return counts
+def _digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Of what a loaded tokenizer does, and of its settings."""
+    said = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.init_kwargs!r}"
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
-def _report(context: Context, vocabulary_size: int) -> None:
-    store = TokenStore.open(context.artefacts.tokens)
-    figures: dict[str, int] = {"vocabulary": vocabulary_size, "longest sequence": store.longest}
-    for split in SPLITS:
-        lengths = store.split(split).lengths
-        figures[f"{split} sequences"] = len(lengths)
-        figures[f"{split} tokens"] = int(lengths.sum())
-    context.progress.summary("tokenize", figures)
+def _loaded(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that is not trained here."""
+    if config.tokenizer != "load":
+        return None
+    assert config.load is not None  # refused by TokenizeConfig
+    return load_for_masking(config.load, context.artefacts.project)
+
+
+def _tokenizer(
+    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, folder: Path, context: Context
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, saved in `folder`: the loaded one, or the one trained here, now or by an earlier run."""
+    if loaded is not None or not folder.is_dir():
+        tokenizer = _trained(config, context) if loaded is None else loaded
+        with whole_folder(folder) as draft:
+            tokenizer.save_pretrained(draft)
+        return tokenizer
+    trained = load_tokenizer(folder)
+    assert isinstance(trained, PreTrainedTokenizerFast)
+    return trained
+
+
+def _trained(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFast:
+    assert config.train is not None  # refused by TokenizeConfig
+    train = context.artefacts.documents / "train.parquet"
+    context.progress.message(f"training a WordPiece tokenizer of {config.train.vocabulary_size} entries")
+    return train_wordpiece(lambda: chain.from_iterable(_batches(train)), config.train, config.sequence_tokens)
+
+
+def _require_sequences(shuffled: Shuffled, split: Split, config: TokenizeConfig) -> None:
+    if not shuffled.sequences:
+        raise InputError(
+            f"the {split} split gives no sequence: every document has fewer than {config.min_sequence_tokens} "
+            "tokens; expected longer documents, or a smaller tokenize.min_sequence_tokens"
+        )
+
+
+def _write(
+    shuffled: Shuffled, target: Path, counts: np.ndarray[Any, np.dtype[np.int64]] | None, context: Context
+) -> SplitFigures:
+    """Write the sequences of a split in their order; adds the occurrences of each id to `counts` (V,)."""
+    digest, longest = hashlib.sha256(), 0
+    for lengths in shuffled.lengths():
+        digest.update(lengths.astype("<u4").data)
+        longest = max(longest, int(lengths.max(initial=0)))
+    with SequenceWriter(target, shuffled.dtype) as writer:
+        for lengths, ids in shuffled.groups(max(1, _ROW_GROUP_TOKENS // longest)):
+            context.stop_if_asked("what was encoded is kept")
+            writer.write_group(lengths, ids)
+            digest.update(ids.astype("<u4").data)
+            if counts is not None:
+                counts += np.bincount(ids, minlength=len(counts))
+    return SplitFigures(
+        sequences=shuffled.sequences, tokens=shuffled.tokens, longest=longest, sha256=digest.hexdigest()
+    )

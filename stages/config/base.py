@@ -64,10 +64,19 @@ def build(cls: type[T], values: object, at: str = "") -> T:
     return cls(**arguments)
 
 
+def joined_later(default: Any) -> Any:
+    """A field that older files lack, and mean `default`. At that value the plain form has no such key, as theirs has none."""
+    return dataclasses.field(default=default, metadata={"joined_later": True})
+
+
 def to_plain(value: object) -> Any:
     """The JSON form of a config: what `build` turns back into an equal one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            field.name: to_plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not (field.metadata.get("joined_later") and getattr(value, field.name) == field.default)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
