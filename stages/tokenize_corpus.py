@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -18,19 +17,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from stages import encode_documents
 from stages.config import ALGORITHMS, Config, TokenizeConfig, to_plain
 from stages.context import Context
+from stages.encode_documents import EncodeDocuments, parts_of, text_batches
 from stages.encoding import Encoder
-from stages.errors import InputError, Interrupted
+from stages.errors import InputError
 from stages.models import load_tokenizer
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
 from stages.sequences import COUNTS, TOKENIZER, SequenceWriter, SplitFigures, write_description
-from stages.sharing import Failed, Place
-from stages.token_parts import PartFigures, PartId, Shuffled, read_figures, write_part
+from stages.sharing import Failed
+from stages.token_parts import PartFigures, PartId, Shuffled, read_figures
 from stages.tokenizer import load_for_masking, special_token_ids, train_wordpiece
 from storage.arrays import id_dtype
 from storage.files import discard, sha256_file
@@ -38,9 +38,6 @@ from storage.identity import fingerprint
 from storage.layout import SPLITS, Split
 from storage.locking import lock
 
-_BATCH_CHARACTERS = 1_000_000
-_PART_BYTES = 1 << 25
-"""Text of a part: some seconds of work, and few enough parts that the merge reads long pieces of them."""
 _ROW_GROUP_TOKENS = 1 << 20
 
 
@@ -99,47 +96,9 @@ def run(config: Config, context: Context) -> None:
     context.progress.summary("tokenize", figures)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeDocuments:
-    """The job of `tokenize`: encodes parts of the documents into the work folder."""
-
-    documents: Path
-    work: Path
-    encoder: Encoder
-    seed: int
-    at_once: int = 2
-    """While Rust encodes one part on all cores, Python takes over the ids of the other and writes them."""
-
-    @contextmanager
-    def begin(self, place: Place) -> Iterator[Callable[[PartId], PartFigures]]:
-        """The tokenizer, without what transformers puts around it: that takes seconds to import."""
-        backend = self.encoder.prepare(Tokenizer.from_file(str(self.work / TOKENIZER / "tokenizer.json")))
-
-        def encode(part: PartId) -> PartFigures:
-            found = read_figures(self.work, part)
-            if found is not None:  # a cluster may start a task twice
-                return found
-            documents = 0
-
-            def batches() -> Iterator[list[str]]:
-                nonlocal documents
-                for texts in _batches(
-                    self.documents / f"{part.split}.parquet", range(part.first_group, part.end_group)
-                ):
-                    if place.should_stop():
-                        raise Interrupted(f"part {part} was dropped, as a stop was asked for")
-                    documents += len(texts)
-                    yield texts
-
-            lengths, ids = self.encoder.sequences(backend, batches())
-            return write_part(self.work, part, self.seed, documents, lengths, ids)
-
-        yield encode
-
-
 def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[PartId, PartFigures]]]:
     """All parts of each split, in order, and what they hold: those that are missing are encoded, in any order."""
-    parts = list(chain.from_iterable(_parts(job.documents / f"{split}.parquet", split) for split in SPLITS))
+    parts = list(chain.from_iterable(parts_of(job.documents / f"{split}.parquet", split) for split in SPLITS))
     done = {part: figures for part in parts if (figures := read_figures(job.work, part)) is not None}
     total = sum(pq.read_metadata(job.documents / f"{split}.parquet").num_rows for split in SPLITS)
     kept = sum(figures.documents for figures in done.values())
@@ -159,34 +118,6 @@ def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[P
     return {split: [(part, done[part]) for part in parts if part.split == split] for split in SPLITS}
 
 
-def _parts(documents: Path, split: Split) -> Iterator[PartId]:
-    """The row groups of a Parquet file of documents, as many to a part as make up its text."""
-    metadata = pq.read_metadata(documents)
-    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-    number = first = held = 0
-    for group, size in enumerate(sizes):
-        held += size
-        if held >= _PART_BYTES or group == len(sizes) - 1:
-            yield PartId(split=split, number=number, first_group=first, end_group=group + 1)
-            number, first, held = number + 1, group + 1, 0
-
-
-def _batches(documents: Path, groups: range | None = None) -> Iterator[list[str]]:
-    """The texts of a Parquet file of documents, or of these row groups of it, about a million characters at a time."""
-    texts: list[str] = []
-    characters = 0
-    with pq.ParquetFile(documents) as file:
-        for batch in file.iter_batches(columns=["text"], batch_size=256, row_groups=groups):
-            for text in batch.column(0).to_pylist():
-                texts.append(text)
-                characters += len(text)
-                if characters >= _BATCH_CHARACTERS:
-                    yield texts
-                    texts, characters = [], 0
-    if texts:
-        yield texts
-
-
 @contextmanager
 def _work_folder(config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, context: Context) -> Iterator[Path]:
     """A folder that what determines the parts gives its name, held by a lock; removed at the end, kept after an error."""
@@ -194,7 +125,7 @@ def _work_folder(config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None,
     parameters = to_plain(config)
     parameters.pop("load")  # where from; what it is stands below
     name = fingerprint(
-        {"tokenize": parameters, "algorithm": ALGORITHMS["tokenize"], "part_bytes": _PART_BYTES},
+        {"tokenize": parameters, "algorithm": ALGORITHMS["tokenize"], "part_bytes": encode_documents.PART_BYTES},
         {
             "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
             "tokenizer": None if loaded is None else _digest(loaded),
@@ -241,7 +172,7 @@ def _trained(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFas
     assert config.train is not None  # refused by TokenizeConfig
     train = context.artefacts.documents / "train.parquet"
     context.progress.message(f"training a WordPiece tokenizer of {config.train.vocabulary_size} entries")
-    return train_wordpiece(lambda: chain.from_iterable(_batches(train)), config.train, config.sequence_tokens)
+    return train_wordpiece(lambda: chain.from_iterable(text_batches(train)), config.train, config.sequence_tokens)
 
 
 def _require_sequences(shuffled: Shuffled, split: Split, config: TokenizeConfig) -> None:
