@@ -7,7 +7,6 @@ shuffled in the memory of one part and one range, and each byte is written and r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.outputs import whole_folder, write_json
 from stages.randomness import words
 from stages.sequences import TokenIds
-from storage.files import sha256_file
+from stages.work_folder import kept_part, whole_part
 from storage.layout import Split
 
 _KEYS, _OFFSETS, _IDS = "keys", "offsets", "ids"
-_FIGURES = "part.json"
 _RANGE_TOKENS = 1 << 25
 """Tokens of a range of keys: what the merge has in memory, about 200 MB with the copies of it."""
 
@@ -48,8 +45,6 @@ class PartFigures:
     documents: int
     sequences: int
     tokens: int
-    sha256: dict[str, str]
-    """Digests of its files."""
 
 
 def write_part(
@@ -58,30 +53,19 @@ def write_part(
     """Publish the sequences of a part: lengths (S,) and their ids, one after the other, as the documents have them."""
     keys = words(f"tokenize/{seed}/{part.split}", part.number, len(lengths))
     order = np.argsort(keys, kind="stable")
-    offsets = offsets_of(lengths[order])
-    with whole_folder(work / str(part)) as folder:
+    found = PartFigures(documents=documents, sequences=len(lengths), tokens=len(ids))
+    with whole_part(work / str(part)) as (folder, figures):
         keys[order].tofile(folder / _KEYS)
-        offsets.tofile(folder / _OFFSETS)
+        offsets_of(lengths[order]).tofile(folder / _OFFSETS)
         in_order(ids, offsets_of(lengths), order).tofile(folder / _IDS)
-        figures = PartFigures(
-            documents=documents,
-            sequences=len(lengths),
-            tokens=len(ids),
-            sha256={name: sha256_file(folder / name) for name in (_KEYS, _OFFSETS, _IDS)},
-        )
-        write_json(folder / _FIGURES, asdict(figures))
-    return figures
+        figures.update(asdict(found))
+    return found
 
 
 def read_figures(work: Path, part: PartId) -> PartFigures | None:
     """What an earlier run left of a part; None where that is nothing, or no longer what was written."""
-    folder = work / str(part)
-    try:
-        figures = PartFigures(**json.loads((folder / _FIGURES).read_text(encoding="utf-8")))
-        whole = all(sha256_file(folder / name) == digest for name, digest in figures.sha256.items())
-    except (OSError, ValueError, TypeError):
-        return None
-    return figures if whole else None
+    figures = kept_part(work / str(part))
+    return None if figures is None else PartFigures(**figures)
 
 
 class Shuffled:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -29,14 +27,12 @@ from stages.models import load_tokenizer
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
 from stages.sequences import COUNTS, TOKENIZER, SequenceWriter, SplitFigures, write_description
-from stages.sharing import Failed
 from stages.token_parts import PartFigures, PartId, Shuffled, read_figures
 from stages.tokenizer import load_for_masking, special_token_ids, train_wordpiece
+from stages.work_folder import shared_out, work_folder
 from storage.arrays import id_dtype
-from storage.files import discard, sha256_file
-from storage.identity import fingerprint
+from storage.files import sha256_file
 from storage.layout import SPLITS, Split
-from storage.locking import lock
 
 _ROW_GROUP_TOKENS = 1 << 20
 
@@ -57,7 +53,8 @@ def run(config: Config, context: Context) -> None:
                 f"there are no documents in {documents} ({split}.parquet is missing); run: pipeline corpus"
             )
     loaded = _loaded(config.tokenize, context)
-    with _work_folder(config.tokenize, loaded, context) as work:
+    spec, content = _determined_by(config.tokenize, loaded, documents)
+    with work_folder("tokenize", "the tokens", spec, content, context) as work:
         tokenizer = _tokenizer(config.tokenize, loaded, work / TOKENIZER, context)
         vocabulary_size = max(tokenizer.get_vocab().values()) + 1
         encoder = Encoder.of(
@@ -105,39 +102,28 @@ def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[P
     context.progress.begin("tokenize", total, "documents", done=kept)
     if done:
         context.progress.message(f"{kept:,} of {total:,} documents were encoded by an earlier run")
-    missing = [part for part in parts if part not in done]
-    with closing(context.runner.run(job, missing, context.place)) as outcomes:
-        for outcome in outcomes:
-            context.stop_if_asked(f"what was encoded is kept in {job.work}")
-            if isinstance(outcome, Failed):
-                raise outcome.error
-            done[outcome.item] = outcome.result
-            sequences = sum(figures.sequences for figures in done.values())
-            context.progress.advance(outcome.result.documents, sequences=sequences)
-    context.stop_if_asked(f"what was encoded is kept in {job.work}")
+    for part, figures in shared_out(job, [part for part in parts if part not in done], context, job.work):
+        done[part] = figures
+        context.progress.advance(figures.documents, sequences=sum(figures.sequences for figures in done.values()))
     return {split: [(part, done[part]) for part in parts if part.split == split] for split in SPLITS}
 
 
-@contextmanager
-def _work_folder(config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, context: Context) -> Iterator[Path]:
-    """A folder that what determines the parts gives its name, held by a lock; removed at the end, kept after an error."""
-    documents, root = context.artefacts.documents, context.artefacts.cache_work
+def _determined_by(
+    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, documents: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and digests on which the parts depend, and nothing else."""
     parameters = to_plain(config)
     parameters.pop("load")  # where from; what it is stands below
-    name = fingerprint(
-        {"tokenize": parameters, "algorithm": ALGORITHMS["tokenize"], "part_bytes": encode_documents.PART_BYTES},
-        {
-            "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
-            "tokenizer": None if loaded is None else _digest(loaded),
-            "tokenizers": version("tokenizers"),
-        },
-    )
-    folder = root / f"tokenize-{name}"
-    root.mkdir(parents=True, exist_ok=True)
-    with lock(root, folder.name, "the tokens"):
-        folder.mkdir(exist_ok=True)
-        yield folder
-        discard(folder)
+    content = {
+        "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
+        "tokenizer": None if loaded is None else _digest(loaded),
+        "tokenizers": version("tokenizers"),
+    }
+    return {
+        "tokenize": parameters,
+        "algorithm": ALGORITHMS["tokenize"],
+        "part_bytes": encode_documents.PART_BYTES,
+    }, content
 
 
 def _digest(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -193,7 +179,7 @@ def _write(
         longest = max(longest, int(lengths.max(initial=0)))
     with SequenceWriter(target, shuffled.dtype) as writer:
         for lengths, ids in shuffled.groups(max(1, _ROW_GROUP_TOKENS // longest)):
-            context.stop_if_asked("what was encoded is kept")
+            context.stop_if_asked("what was encoded is kept in .cache-work")
             writer.write_group(lengths, ids)
             digest.update(ids.astype("<u4").data)
             if counts is not None:

@@ -13,6 +13,17 @@ class Backwards(InProcess):
         return super().run(job, list(items)[::-1], place)
 
 
+class Counting(InProcess):
+    """Remembers what it was given to do."""
+
+    def __init__(self):
+        self.items = []
+
+    def run(self, job, items, place):
+        self.items = list(items)
+        return super().run(job, self.items, place)
+
+
 class Processes:
     """Does the items in processes of their own, and gives the outcomes as they come."""
 
@@ -40,3 +51,14 @@ def _begin(job, place):
 
 def _do(item):
     return _do_item(item)
+
+
+class AfterCalls:
+    """Asks to stop from the nth time on that it is asked."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self):
+        self.count -= 1
+        return self.count < 0

@@ -21,7 +21,7 @@ from stages.sequences import TokenStore
 from stages.sharing import InProcess
 from stages.tokenizer import train_wordpiece
 from storage.errors import LockedError
-from tests.stages.runners import Backwards, Processes
+from tests.stages.runners import AfterCalls, Backwards, Counting, Processes
 from tests.stages.tiny_tokenizers import WORDS, bert_like
 from tests.tiny import ROOT, tiny_params, tiny_text
 
@@ -272,17 +272,6 @@ tokenize_corpus.run(load_config(tiny_params(tokenize=load)), Context(artefacts=A
 """
 
 
-class Counting(InProcess):
-    """Remembers what it was given to do."""
-
-    def __init__(self):
-        self.items = []
-
-    def run(self, job, items, place):
-        self.items = list(items)
-        return super().run(job, self.items, place)
-
-
 @pytest.mark.usefixtures("bert_folder")
 def test_a_killed_run_goes_on_with_the_parts_that_are_whole(run, tmp_path):
     texts = [" ".join(WORDS[: 2 + n % 9]) for n in range(60)]
@@ -314,17 +303,6 @@ def test_what_was_encoded_with_other_parameters_or_documents_is_not_taken(run, t
         run(**{"train": texts, "documents_per_part": 2, **LOAD, **change}, runner=runner)
         assert len(runner.items) >= 12
     assert len(list((tmp_path / "project/.cache-work").glob("tokenize-*/"))) == 1  # the interrupted run's
-
-
-class AfterCalls:
-    """Asks to stop from the nth time on that it is asked."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def __call__(self):
-        self.count -= 1
-        return self.count < 0
 
 
 @pytest.mark.usefixtures("bert_folder")
