@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -220,20 +220,36 @@ def files_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitFigures:
+    """What `tokens.json` says of a split."""
+
+    sequences: int
+    tokens: int
+    longest: int
+    """Tokens of its longest sequence."""
+    sha256: str
+    """As `SequenceSplit.digest`."""
+
+
 def write_description(
-    folder: Path, *, vocabulary_size: int, special_tokens: dict[str, int | None], special_ids: tuple[int, ...]
+    folder: Path,
+    *,
+    vocabulary_size: int,
+    special_tokens: dict[str, int | None],
+    special_ids: tuple[int, ...],
+    splits: Mapping[Split, SplitFigures],
 ) -> None:
     """Write `tokens.json`, last of all: what `TokenStore.open` needs, and per split sequences, tokens and digest."""
-    splits = {split: SequenceSplit(folder / f"{split}.parquet") for split in SPLITS}
     write_json(
         folder / TOKENS,
         {
             "vocabulary_size": vocabulary_size,
             "special_tokens": special_tokens,
             "special_ids": list(special_ids),
-            "longest_sequence": max(int(split.lengths.max()) for split in splits.values()),
+            "longest_sequence": max(split.longest for split in splits.values()),
             "splits": {
-                name: {"sequences": len(split), "tokens": int(split.lengths.sum()), "sha256": split.digest}
+                name: {"sequences": split.sequences, "tokens": split.tokens, "sha256": split.sha256}
                 for name, split in splits.items()
             },
             "tokenizer_sha256": files_digest(folder / TOKENIZER),

@@ -5,45 +5,46 @@ Not called `tokenize.py`, which would shadow a module of the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import shutil
+from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
-from stages.config import Config, TokenizeConfig
+from stages import encode_documents
+from stages.config import ALGORITHMS, Config, TokenizeConfig, to_plain
 from stages.context import Context
+from stages.encode_documents import EncodeDocuments, parts_of, text_batches
+from stages.encoding import Encoder
 from stages.errors import InputError
-from stages.model_config import Objective
+from stages.models import load_tokenizer
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
-from stages.randomness import permutation
-from stages.sequences import (
-    COUNTS,
-    TOKENIZER,
-    SequenceSplit,
-    SequenceWriter,
-    TokenIds,
-    TokenStore,
-    write_description,
-)
+from stages.sequences import COUNTS, TOKENIZER, SequenceWriter, SplitFigures, write_description
+from stages.token_parts import PartFigures, PartId, Shuffled, read_figures
 from stages.tokenizer import load_for_teacher, special_token_ids, train_wordpiece
+from stages.work_folder import shared_out, work_folder
 from storage.arrays import id_dtype
+from storage.files import sha256_file
 from storage.layout import SPLITS, Split
 
-_BATCH_CHARACTERS = 1_000_000
 _ROW_GROUP_TOKENS = 1 << 20
 
 
 def run(config: Config, context: Context) -> None:
     """Write `data/tokens` from `data/documents`: tokenizer, sequences per split, token counts, `tokens.json`.
 
-    A document longer than `tokenize.sequence_tokens` becomes several sequences, each with its special tokens;
-    remainders shorter than `tokenize.min_sequence_tokens` are dropped. Raises `InputError` for missing documents, an
-    unfit tokenizer, and a split that gives no sequence; then nothing is written.
+    A document longer than `tokenize.sequence_tokens` becomes several sequences, each with its special tokens, or, with
+    `tokenize.packing: full`, documents share sequences of full length; remainders shorter than
+    `tokenize.min_sequence_tokens` are dropped. Parts of the documents are encoded by `context.runner` and kept in a work
+    folder until all are there. Raises `InputError` for missing documents, an unfit tokenizer, and a split that gives no
+    sequence, and `LockedError` while another process does the same; then nothing is written.
     """
     documents = context.artefacts.documents
     for split in SPLITS:
@@ -51,133 +52,138 @@ def run(config: Config, context: Context) -> None:
             raise InputError(
                 f"there are no documents in {documents} ({split}.parquet is missing); run: pipeline corpus"
             )
-    tokenizer = _tokenizer(config.tokenize, config.teacher.objective, context)
-    vocabulary_size = max(tokenizer.get_vocab().values()) + 1
-    with whole_folder(context.artefacts.tokens) as folder:
-        # Saved before it is used: encoding leaves its truncation in the tokenizer.
-        tokenizer.save_pretrained(folder / TOKENIZER)
-        encoder = _Encoder(tokenizer, config.tokenize, id_dtype(vocabulary_size))
-        for split in SPLITS:
-            unshuffled = folder / "unshuffled.bin"
-            lengths = encoder.encode(documents / f"{split}.parquet", unshuffled, split, context)
-            ids = np.memmap(unshuffled, dtype=id_dtype(vocabulary_size), mode="r")
-            order = permutation(f"tokenize/{config.tokenize.seed}/{split}", 0, len(lengths))
-            _write_in_order(order, lengths, ids, folder / f"{split}.parquet")
-            unshuffled.unlink()
-        counts = _token_counts(SequenceSplit(folder / "train.parquet"), vocabulary_size)
-        pq.write_table(pa.table({"count": counts}), folder / COUNTS)
-        write_description(
-            folder,
-            vocabulary_size=vocabulary_size,
-            special_tokens=special_token_ids(tokenizer),
-            special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+    loaded = _loaded(config, context)
+    spec, content = _determined_by(config.tokenize, loaded, documents)
+    with work_folder("tokenize", "the tokens", spec, content, context) as work:
+        tokenizer = _tokenizer(config.tokenize, loaded, work / TOKENIZER, context)
+        vocabulary_size = max(tokenizer.get_vocab().values()) + 1
+        encoder = Encoder.of(
+            tokenizer,
+            sequence_tokens=config.tokenize.sequence_tokens,
+            min_sequence_tokens=config.tokenize.min_sequence_tokens,
+            packing=config.tokenize.packing,
+            dtype=id_dtype(vocabulary_size),
         )
-        write_resolved(folder, config, "tokenize")
-    _report(context, vocabulary_size)
-
-
-def _tokenizer(config: TokenizeConfig, objective: Objective, context: Context) -> PreTrainedTokenizerFast:
-    if config.tokenizer == "load":
-        assert config.load is not None  # refused by TokenizeConfig
-        tokenizer = load_for_teacher(config.load, context.artefacts.project, objective)
-    else:
-        assert config.train is not None
-        train = context.artefacts.documents / "train.parquet"
-        context.progress.message(f"training a WordPiece tokenizer of {config.train.vocabulary_size} entries")
-        tokenizer = train_wordpiece(
-            lambda: (text for batch in _batches(train) for text in batch), config.train, config.sequence_tokens
-        )
-    room = config.sequence_tokens - tokenizer.num_special_tokens_to_add()
-    if room < 1:
-        raise InputError(
-            f"tokenize.sequence_tokens is {config.sequence_tokens}, of which the tokenizer's special tokens take "
-            f"{config.sequence_tokens - room}; expected room for one token more"
-        )
-    return tokenizer
-
-
-class _Encoder:
-    """Encodes documents into sequences of limited length."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: TokenizeConfig, dtype: np.dtype[np.generic]) -> None:
-        self._tokenizer = tokenizer
-        self._config = config
-        self._dtype = dtype
-
-    def encode(self, documents: Path, target: Path, split: Split, context: Context) -> npt.NDArray[np.int64]:
-        """Write the ids of all sequences, one after the other, to the file `target`; return their lengths (N,).
-
-        Raises `InputError` if there is no sequence.
-        """
-        lengths: list[int] = []
-        context.progress.begin(f"tokenize {split}", pq.read_metadata(documents).num_rows, "documents")
-        with target.open("wb") as file:
-            for texts in _batches(documents):
-                context.stop_if_asked("no sequence was written")
-                for ids in self._sequences(texts):
-                    lengths.append(len(ids))
-                    file.write(np.array(ids, dtype=self._dtype).tobytes())
-                context.progress.advance(len(texts), sequences=len(lengths))
-        if not lengths:
-            raise InputError(
-                f"the {split} split gives no sequence: every document has fewer than {self._config.min_sequence_tokens} "
-                "tokens; expected longer documents, or a smaller tokenize.min_sequence_tokens"
+        job = EncodeDocuments(documents=documents, work=work, encoder=encoder, seed=config.tokenize.seed)
+        parts = _encoded(job, context)
+        with whole_folder(context.artefacts.tokens) as folder:
+            shutil.copytree(work / TOKENIZER, folder / TOKENIZER, copy_function=shutil.copyfile)
+            counts = np.zeros(vocabulary_size, dtype=np.int64)
+            splits: dict[Split, SplitFigures] = {}
+            for split in SPLITS:
+                shuffled = Shuffled(work, parts[split], id_dtype(vocabulary_size))
+                _require_sequences(shuffled, split, config.tokenize)
+                splits[split] = _write(
+                    shuffled, folder / f"{split}.parquet", counts if split == "train" else None, context
+                )
+            pq.write_table(pa.table({"count": counts}), folder / COUNTS)
+            write_description(
+                folder,
+                vocabulary_size=vocabulary_size,
+                special_tokens=special_token_ids(tokenizer),
+                special_ids=tuple(sorted(set(tokenizer.all_special_ids))),
+                splits=splits,
             )
-        return np.array(lengths, dtype=np.int64)
-
-    def _sequences(self, texts: list[str]) -> Iterator[list[int]]:
-        pieces = self._tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._config.sequence_tokens,
-            return_overflowing_tokens=True,  # the rest of a long document: further sequences, with special tokens
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return (piece for piece in pieces if len(piece) >= self._config.min_sequence_tokens)
-
-
-def _batches(documents: Path) -> Iterator[list[str]]:
-    """The texts of a Parquet file of documents, about a million characters at a time."""
-    texts: list[str] = []
-    characters = 0
-    with pq.ParquetFile(documents) as file:
-        for batch in file.iter_batches(columns=["text"], batch_size=256):
-            for text in batch.column(0).to_pylist():
-                texts.append(text)
-                characters += len(text)
-                if characters >= _BATCH_CHARACTERS:
-                    yield texts
-                    texts, characters = [], 0
-    if texts:
-        yield texts
-
-
-def _write_in_order(order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], ids: TokenIds, target: Path) -> None:
-    """Write sequence `order[n]` as sequence n. Of `ids`, what a row group needs is read: a corpus may exceed the memory."""
-    starts = np.cumsum(lengths) - lengths
-    rows = max(1, _ROW_GROUP_TOKENS // int(lengths.max()))
-    with SequenceWriter(target, ids.dtype) as writer:
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
-            counts = lengths[chosen]
-            # Index of each token: the start of its sequence plus its place in the sequence.
-            places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            writer.write_group(counts, ids[np.repeat(starts[chosen], counts) + places])
-
-
-def _token_counts(split: SequenceSplit, vocabulary_size: int) -> npt.NDArray[np.int64]:
-    counts = np.zeros(vocabulary_size, dtype=np.int64)
-    for _, ids in split.groups():
-        counts += np.bincount(ids, minlength=vocabulary_size)
-    return counts
-
-
-def _report(context: Context, vocabulary_size: int) -> None:
-    store = TokenStore.open(context.artefacts.tokens)
-    figures: dict[str, int] = {"vocabulary": vocabulary_size, "longest sequence": store.longest}
-    for split in SPLITS:
-        lengths = store.split(split).lengths
-        figures[f"{split} sequences"] = len(lengths)
-        figures[f"{split} tokens"] = int(lengths.sum())
+            write_resolved(folder, config, "tokenize")
+    figures: dict[str, int] = {"vocabulary": vocabulary_size}
+    figures["longest sequence"] = max(split.longest for split in splits.values())
+    for name, split_figures in splits.items():
+        figures[f"{name} sequences"] = split_figures.sequences
+        figures[f"{name} tokens"] = split_figures.tokens
     context.progress.summary("tokenize", figures)
+
+
+def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[PartId, PartFigures]]]:
+    """All parts of each split, in order, and what they hold: those that are missing are encoded, in any order."""
+    parts = list(chain.from_iterable(parts_of(job.documents / f"{split}.parquet", split) for split in SPLITS))
+    done = {part: figures for part in parts if (figures := read_figures(job.work, part)) is not None}
+    total = sum(pq.read_metadata(job.documents / f"{split}.parquet").num_rows for split in SPLITS)
+    kept = sum(figures.documents for figures in done.values())
+    context.progress.begin("tokenize", total, "documents", done=kept)
+    if done:
+        context.progress.message(f"{kept:,} of {total:,} documents were encoded by an earlier run")
+    for part, figures in shared_out(job, [part for part in parts if part not in done], context, job.work):
+        done[part] = figures
+        context.progress.advance(figures.documents, sequences=sum(figures.sequences for figures in done.values()))
+    return {split: [(part, done[part]) for part in parts if part.split == split] for split in SPLITS}
+
+
+def _determined_by(
+    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, documents: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and digests on which the parts depend, and nothing else."""
+    parameters = to_plain(config)
+    parameters.pop("load")  # where from; what it is stands below
+    content = {
+        "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
+        "tokenizer": None if loaded is None else _digest(loaded),
+        "tokenizers": version("tokenizers"),
+    }
+    return {
+        "tokenize": parameters,
+        "algorithm": ALGORITHMS["tokenize"],
+        "part_bytes": encode_documents.PART_BYTES,
+    }, content
+
+
+def _digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Of what a loaded tokenizer does, and of its settings."""
+    said = f"{tokenizer.backend_tokenizer.to_str()}{tokenizer.init_kwargs!r}"
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _loaded(config: Config, context: Context) -> PreTrainedTokenizerFast | None:
+    """The tokenizer that is not trained here."""
+    if config.tokenize.tokenizer != "load":
+        return None
+    assert config.tokenize.load is not None  # refused by TokenizeConfig
+    return load_for_teacher(config.tokenize.load, context.artefacts.project, config.teacher.objective)
+
+
+def _tokenizer(
+    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, folder: Path, context: Context
+) -> PreTrainedTokenizerFast:
+    """The tokenizer, saved in `folder`: the loaded one, or the one trained here, now or by an earlier run."""
+    if loaded is not None or not folder.is_dir():
+        tokenizer = _trained(config, context) if loaded is None else loaded
+        with whole_folder(folder) as draft:
+            tokenizer.save_pretrained(draft)
+        return tokenizer
+    trained = load_tokenizer(folder)
+    assert isinstance(trained, PreTrainedTokenizerFast)
+    return trained
+
+
+def _trained(config: TokenizeConfig, context: Context) -> PreTrainedTokenizerFast:
+    assert config.train is not None  # refused by TokenizeConfig
+    train = context.artefacts.documents / "train.parquet"
+    context.progress.message(f"training a WordPiece tokenizer of {config.train.vocabulary_size} entries")
+    return train_wordpiece(lambda: chain.from_iterable(text_batches(train)), config.train, config.sequence_tokens)
+
+
+def _require_sequences(shuffled: Shuffled, split: Split, config: TokenizeConfig) -> None:
+    if not shuffled.sequences:
+        raise InputError(
+            f"the {split} split gives no sequence: every document has fewer than {config.min_sequence_tokens} "
+            "tokens; expected longer documents, or a smaller tokenize.min_sequence_tokens"
+        )
+
+
+def _write(
+    shuffled: Shuffled, target: Path, counts: np.ndarray[Any, np.dtype[np.int64]] | None, context: Context
+) -> SplitFigures:
+    """Write the sequences of a split in their order; adds the occurrences of each id to `counts` (V,)."""
+    digest, longest = hashlib.sha256(), 0
+    for lengths in shuffled.lengths():
+        digest.update(lengths.astype("<u4").data)
+        longest = max(longest, int(lengths.max(initial=0)))
+    with SequenceWriter(target, shuffled.dtype) as writer:
+        for lengths, ids in shuffled.groups(max(1, _ROW_GROUP_TOKENS // longest)):
+            context.stop_if_asked("what was encoded is kept in .cache-work")
+            writer.write_group(lengths, ids)
+            digest.update(ids.astype("<u4").data)
+            if counts is not None:
+                counts += np.bincount(ids, minlength=len(counts))
+    return SplitFigures(
+        sequences=shuffled.sequences, tokens=shuffled.tokens, longest=longest, sha256=digest.hexdigest()
+    )

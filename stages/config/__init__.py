@@ -25,6 +25,7 @@ from stages.errors import ConfigError
 from storage import Layout
 
 __all__ = [
+    "ALGORITHMS",
     "PRESETS",
     "AdaptTeacherConfig",
     "CacheConfig",

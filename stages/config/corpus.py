@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.config.base import require, require_seed
+from stages.config.base import joined, require, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +131,8 @@ class TokenizeConfig:
     """Of the one shuffle that gives sequences their ids."""
     train: TrainTokenizerConfig | None = None
     load: SourceConfig | None = None
+    packing: Literal["document", "full"] = joined("document")
+    """`document`: a sequence is a document or a piece of one. `full`: documents one after the other, cut to full length."""
 
     def __post_init__(self) -> None:
         require(self.sequence_tokens >= 4, "tokenize.sequence_tokens", self.sequence_tokens, "4 or more")

@@ -8,20 +8,16 @@ from stages.config import CorpusConfig
 from stages.context import Context
 from stages.documents.document import Document
 
-__all__ = ["Document", "read_documents"]
+__all__ = ["Document", "stream_documents"]
 
 
-def read_documents(config: CorpusConfig, context: Context) -> Generator[Document]:
-    """The documents of the chosen source, lazily, in an order that is the same every time.
+def stream_documents(config: CorpusConfig, context: Context) -> Generator[Document]:
+    """The documents of a source that is one stream, lazily, in an order that is the same every time: docstrings, hub.
 
     Raises `InputError` for a source that is missing or cannot be read, and for an empty document where
     `corpus.empty_documents` is `refuse`.
     """
     # Imported when chosen: `datasets` takes seconds to load, and worker processes of the docstrings need none of it.
-    if config.files is not None and config.source == "files":
-        from stages.documents.files import file_documents
-
-        return file_documents(config.files, context, refuse_empty=config.empty_documents == "refuse")
     if config.hub is not None and config.source == "hub":
         from stages.documents.hub import hub_documents
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.config import FilesConfig
-from stages.context import Context
 from stages.documents.document import Document, usable
 from stages.errors import InputError
 
@@ -19,33 +18,35 @@ _IN_FOLDERS = {".txt", ".text", ".md", *_ROWS}
 """What is taken from a folder. A file that is named, or that fits a pattern, is plain text unless it is one of `_ROWS`."""
 
 
-def file_documents(config: FilesConfig, context: Context, *, refuse_empty: bool) -> Generator[Document]:
-    """The documents of the files in the order of their names; ids are `name` or `name:number`, counted from 1.
-
-    Raises `InputError` for a path without files, a file that is not UTF-8, a line that is not JSON, a missing text
-    column, and an empty document if `refuse_empty`.
-    """
-    files = _listed(config.paths, context.artefacts.project)
-    for name, file in files.items():
-        if file.suffix in _ROWS and config.text_column is None:
-            raise InputError(f"corpus.files.text_column is null; expected the column of {name} that holds the text")
-    context.progress.begin("read files", len(files), "files")
-    for name, file in files.items():
-        whole = file.suffix not in _ROWS and config.document == "file"
-        number = 0
-        for number, text in enumerate(_texts(file, name, config), start=1):
-            if usable(text, refuse_empty, name, number):
-                yield Document(name if whole else f"{name}:{number}", str(text))
-        if number == 0:
-            usable("", refuse_empty, name, 1)
-        context.progress.advance()
-
-
-def _listed(paths: tuple[str, ...], project: Path) -> dict[str, Path]:
+def listed_files(config: FilesConfig, project: Path) -> dict[str, Path]:
     """Name -> file, sorted by name. A name does not say where on this machine the files lie.
 
     It is relative to the project folder, or to the folder that holds the named file or folder if that lies elsewhere.
+    Raises `InputError` for a path without files, and where rows are to be read and the text column is not named.
     """
+    files = _listed(config.paths, project)
+    for name, file in files.items():
+        if file.suffix in _ROWS and config.text_column is None:
+            raise InputError(f"corpus.files.text_column is null; expected the column of {name} that holds the text")
+    return files
+
+
+def file_documents(name: str, file: Path, config: FilesConfig, *, refuse_empty: bool) -> Iterator[Document]:
+    """The documents of a file, in its order; ids are `name` or `name:number`, counted from 1.
+
+    Raises `InputError` for a file that is not UTF-8, a line that is not JSON, a missing text column, and an empty
+    document if `refuse_empty`.
+    """
+    whole = file.suffix not in _ROWS and config.document == "file"
+    number = 0
+    for number, text in enumerate(_texts(file, name, config), start=1):
+        if usable(text, refuse_empty, name, number):
+            yield Document(name if whole else f"{name}:{number}", str(text))
+    if number == 0:
+        usable("", refuse_empty, name, 1)
+
+
+def _listed(paths: tuple[str, ...], project: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for pattern in paths:
         found = _matches(pattern, project)

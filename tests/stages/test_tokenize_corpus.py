@@ -1,4 +1,6 @@
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -7,34 +9,48 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stages import tokenize_corpus
+from stages import encode_documents, token_parts, tokenize_corpus
 from stages.config import TrainTokenizerConfig, load_config
 from stages.context import Artefacts, Context
 from stages.corpus import SCHEMA
 from stages.errors import InputError, Interrupted
 from stages.randomness import permutation
 from stages.sequences import TokenStore
+from stages.sharing import InProcess
 from stages.tokenizer import train_wordpiece
+from storage.errors import LockedError
+from tests.stages.runners import AfterCalls, Backwards, Counting, Processes
+from tests.stages.tiny_tokenizers import WORDS, bert_like
 from tests.tiny import ROOT, tiny_params, tiny_text
 
 SPLITS = ("train", "validation", "test")
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """Writes documents, runs the stage and opens its output."""
 
-    def run(train=None, evaluation=("alpha beta gamma delta",), folder="project", should_stop=lambda: False, **section):
+    def run(
+        train=None,
+        evaluation=("alpha beta gamma delta",),
+        folder="project",
+        should_stop=lambda: False,
+        runner=None,
+        documents_per_part=None,
+        **section,
+    ):
         project = tmp_path / folder
         (project / "data" / "documents").mkdir(parents=True, exist_ok=True)
         texts = {"train": train or tiny_text(60).splitlines(), "validation": evaluation, "test": evaluation}
         for split, documents in texts.items():
             rows = [{"document_id": str(n), "text": text} for n, text in enumerate(documents)]
-            pq.write_table(SCHEMA.empty_table().from_pylist(rows, SCHEMA), project / f"data/documents/{split}.parquet")
-        context = Context(artefacts=Artefacts(project=project), should_stop=should_stop)
+            table = SCHEMA.empty_table().from_pylist(rows, SCHEMA)
+            pq.write_table(table, project / f"data/documents/{split}.parquet", row_group_size=documents_per_part)
+        if documents_per_part:
+            monkeypatch.setattr(encode_documents, "PART_BYTES", 1)
+        context = Context(artefacts=Artefacts(project=project), should_stop=should_stop, runner=runner or InProcess())
         tokenize_corpus.run(load_config(tiny_params(tokenize=section)), context)
         return TokenStore.open(context.artefacts.tokens)
 
@@ -49,9 +65,7 @@ def sequences(store, split="train"):
 @pytest.fixture
 def bert_folder(tmp_path):
     """A BERT tokenizer whose words are one token each, as its users save it."""
-    (tmp_path / "bert").mkdir()
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    BertTokenizer(vocab=vocabulary).save_pretrained(tmp_path / "bert")
+    bert_like().save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
 
 
@@ -193,9 +207,127 @@ def test_it_stops_when_asked_and_writes_nothing(run, tmp_path):
 def test_row_groups_are_small_and_the_order_does_not_depend_on_them(run, monkeypatch, tmp_path):
     whole = sequences(run())
     monkeypatch.setattr(tokenize_corpus, "_ROW_GROUP_TOKENS", 200)
-    monkeypatch.setattr(tokenize_corpus, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encode_documents, "_BATCH_CHARACTERS", 500)
     assert sequences(run()) == whole
     assert pq.ParquetFile(tmp_path / "project/data/tokens/train.parquet").num_row_groups > 3
+
+
+LOAD = {"tokenizer": "load", "load": {"path": "../bert"}}
+
+
+@pytest.mark.usefixtures("bert_folder")
+@pytest.mark.parametrize(("packing", "other"), [("document", Processes(2)), ("full", Backwards())])
+def test_the_files_do_not_depend_on_who_encodes_the_parts_and_when(run, tmp_path, packing, other):
+    texts = [" ".join(WORDS[: 1 + n % 10]) for n in range(60)]
+    runners = {"in-order": InProcess(), "otherwise": other}
+    for folder, runner in runners.items():
+        run(texts, folder=folder, runner=runner, documents_per_part=7, packing=packing, **LOAD)
+    for path in (tmp_path / "in-order/data/tokens").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(tmp_path / "in-order")
+            for folder in runners:
+                assert path.read_bytes() == (tmp_path / folder / name).read_bytes(), (folder, name)
+
+
+@pytest.mark.usefixtures("bert_folder")
+def test_parts_are_shuffled_together_whatever_the_merge_holds_at_a_time(run, monkeypatch):
+    texts = [" ".join(WORDS[i] for i in (n // 100, n // 10 % 10, n % 10)) for n in range(200)]
+    whole = sequences(run(texts, documents_per_part=20, **LOAD))
+    numbers = [int("".join(str(i - 5) for i in sequence[1:-1])) for sequence in whole]
+    assert sorted(numbers) == list(range(200))
+    halves = [sum(number < 100 for number in numbers[start : start + 50]) for start in range(0, 200, 50)]
+    assert all(10 < count < 40 for count in halves)  # documents of all parts are everywhere
+    monkeypatch.setattr(token_parts, "_RANGE_TOKENS", 50)
+    assert sequences(run(texts, documents_per_part=20, **LOAD)) == whole
+
+
+@pytest.mark.usefixtures("bert_folder")
+def test_packed_sequences_are_full_and_keep_short_documents(run):
+    texts = [WORDS[n % 10] for n in range(50)]  # 3 tokens each, special ones included: too short on their own
+    store = run(texts, sequence_tokens=12, min_sequence_tokens=4, packing="full", **LOAD)
+    lengths = store.split("train").lengths.tolist()
+    assert sorted(lengths, reverse=True) == [12] * 9 + [11]  # 99 tokens, separators included, in bodies of 10
+    assert all(sequence[0] == 2 and sequence[-1] == 3 for sequence in sequences(store))
+    assert store.token_counts[5:].sum() == 50
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stages import encode_documents, token_parts, tokenize_corpus
+from stages.config import load_config
+from stages.context import Artefacts, Context, Silent
+from tests.tiny import tiny_params
+
+class Fatal(Silent):
+    parts = 0
+    def advance(self, amount=1, **figures):
+        self.parts += 1
+        if self.parts == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+encode_documents.PART_BYTES = 1
+load = {"tokenizer": "load", "load": {"path": "../bert"}}
+tokenize_corpus.run(load_config(tiny_params(tokenize=load)), Context(artefacts=Artefacts(project=Path(sys.argv[1])), progress=Fatal()))
+"""
+
+
+@pytest.mark.usefixtures("bert_folder")
+def test_a_killed_run_goes_on_with_the_parts_that_are_whole(run, tmp_path):
+    texts = [" ".join(WORDS[: 2 + n % 9]) for n in range(60)]
+    expected = run(texts, folder="undisturbed", documents_per_part=6, **LOAD).content_digests()
+    shutil.copytree(tmp_path / "undisturbed/data/documents", tmp_path / "killed/data/documents")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "killed"], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    (work,) = (tmp_path / "killed/.cache-work").glob("tokenize-*/")
+    damaged = min(work.glob("train-*")) / "ids"
+    damaged.write_bytes(damaged.read_bytes()[:-2])
+
+    runner = Counting()
+    store = run(texts, folder="killed", documents_per_part=6, runner=runner, **LOAD)
+    assert store.content_digests() == expected
+    assert 1 < len(runner.items) <= 12 - 3 + 1  # 12 parts, 3 of them there, one of these damaged
+    assert str(runner.items[0]) == damaged.parent.name
+    assert not work.exists()
+
+
+@pytest.mark.usefixtures("bert_folder")
+def test_what_was_encoded_with_other_parameters_or_documents_is_not_taken(run, tmp_path):
+    texts = [" ".join(WORDS) for _ in range(20)]
+    with pytest.raises(Interrupted):
+        run(texts, should_stop=AfterCalls(3), documents_per_part=2, **LOAD)
+    for change in ({"sequence_tokens": 9}, {"train": [*texts, "beta beta beta"]}):
+        runner = Counting()
+        run(**{"train": texts, "documents_per_part": 2, **LOAD, **change}, runner=runner)
+        assert len(runner.items) >= 12
+    assert len(list((tmp_path / "project/.cache-work").glob("tokenize-*/"))) == 1  # the interrupted run's
+
+
+@pytest.mark.usefixtures("bert_folder")
+def test_two_at_the_same_work_are_refused(run, tmp_path):
+    seen = []
+
+    class Second(InProcess):
+        def run(self, job, items, place):
+            seen.append(job)
+            if len(seen) == 1:
+                with pytest.raises(LockedError, match="another process works on the tokens"):
+                    run(runner=Second(), **LOAD)
+            return super().run(job, items, place)
+
+    run(runner=Second(), **LOAD)
+    assert len(seen) == 1
+
+
+def test_a_trained_tokenizer_is_kept_for_the_next_start(run, tmp_path):
+    with pytest.raises(Interrupted):
+        run(should_stop=AfterCalls(2), documents_per_part=5)
+    (work,) = (tmp_path / "project/.cache-work").glob("tokenize-*/")
+    kept = {path.name: path.read_bytes() for path in (work / "tokenizer").iterdir()}
+    store = run(documents_per_part=5)
+    assert {path.name: path.read_bytes() for path in store.tokenizer_folder.iterdir()} == kept
 
 
 def test_the_description_and_the_resolved_parameters_lie_beside_the_tokens(run):

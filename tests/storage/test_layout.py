@@ -24,7 +24,7 @@ def test_the_json_of_a_layout_that_the_first_writers_knew_is_what_they_wrote():
     ]
 
 
-def test_keys_that_joined_later_are_written_where_they_are_used():
+def test_keys_that_joined_are_written_where_they_are_used():
     assert TAIL.to_json() == {
         "positions": "sampled",
         "position_fraction": 0.3,

@@ -144,6 +144,7 @@ def spec(**overrides):
         {"cache": {"precision": "bfloat16"}},
         {"masking": {"seed": 1}},
         {"tokenize": {"min_sequence_tokens": 5}},
+        {"tokenize": {"packing": "full"}},
         {"teacher": {"train": {"seed": 3}}},
         {"corpus": {"seed": 3}},
     ],
@@ -165,6 +166,15 @@ def test_what_changes_the_targets_changes_the_spec(change):
 )
 def test_speed_paths_and_training_are_not_part_of_the_spec(change):
     assert spec(**change) == spec()
+
+
+def test_a_key_that_joined_changes_nothing_at_the_value_that_older_files_mean():
+    older, spelled_out = (load_config(tiny_params(tokenize=section)) for section in ({}, {"packing": "document"}))
+    assert older == spelled_out
+    assert "packing" not in to_plain(spelled_out)["tokenize"]
+    assert cache_spec(spelled_out) == cache_spec(older)
+    packed = load_config(tiny_params(tokenize={"packing": "full"}))
+    assert load_config(to_plain(packed)) == packed
 
 
 def test_a_preset_is_only_a_name_for_its_values():

@@ -5,8 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.config import FilesConfig
-from stages.context import Artefacts, Context
-from stages.documents.files import file_documents
+from stages.documents.files import file_documents, listed_files
 from stages.errors import InputError
 
 
@@ -14,8 +13,9 @@ from stages.errors import InputError
 def read(tmp_path):
     def read(*paths, document="file", text_column=None, refuse_empty=True, project=tmp_path):
         config = FilesConfig(paths=paths, document=document, text_column=text_column)
-        context = Context(artefacts=Artefacts(project=project))
-        return [tuple(d) for d in file_documents(config, context, refuse_empty=refuse_empty)]
+        files = listed_files(config, project)
+        found = (file_documents(name, file, config, refuse_empty=refuse_empty) for name, file in files.items())
+        return [tuple(document) for documents in found for document in documents]
 
     return read
 
