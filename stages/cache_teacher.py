@@ -13,6 +13,7 @@ from stages.cache_location import push_cache
 from stages.cache_report import report, report_part, reported
 from stages.config import Config
 from stages.context import Context
+from stages.metrics_log import MetricsLog
 from stages.models import require_model
 from stages.sequences import TokenStore
 from stages.sharing import Failed, Failures
@@ -101,22 +102,24 @@ def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWo
     kept = f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
     artefacts = replace(context.artefacts, project=context.artefacts.project.absolute())
     job = TeacherJob(artefacts=artefacts, description=description, config=config)
-    context.progress.begin("cache the teacher", sum(_tokens(tokens, description, shard) for shard in missing), "tokens")
+    total = sum(_tokens(tokens, description, shard) for shard in missing)
+    context.progress.begin("cache the teacher", total, "tokens")
     context.stop_if_asked(kept)
     if not missing:
         with job.begin(context.place):  # it puts the teacher's head into the cache, where that is lost or damaged
             return
     failures, so_far = Failures(context.progress.message), ShardsSoFar()
+    log = MetricsLog(artefacts.cache_metrics(work.part), shards=len(missing), tokens=total)
     with closing(context.runner.run(job, missing, context.place)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 context.stop_if_asked(kept)  # which is why it gave up
                 failures.add(outcome, (InvalidTargetsError,))
                 continue
-            so_far.add(work.take_in(outcome.item))
-            context.progress.advance(
-                _tokens(tokens, description, outcome.item), shard=str(outcome.item), **so_far.figures()
-            )
+            manifest, done = work.take_in(outcome.item), _tokens(tokens, description, outcome.item)
+            so_far.add(manifest)
+            log.add(outcome.item, done, manifest)
+            context.progress.advance(done, shards=log.shards, **so_far.figures())
             context.stop_if_asked(kept)
     failures.finish(kept)
 

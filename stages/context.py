@@ -9,6 +9,7 @@ from typing import Protocol
 
 from stages.errors import Interrupted
 from stages.sharing import InProcess, Place, Runner, never
+from storage.part import Part
 
 Figure = str | int | float
 
@@ -110,6 +111,10 @@ class Artefacts:
     @property
     def cache_run(self) -> Path:
         return self.project / "cache" / "run.json"
+
+    def cache_metrics(self, part: Part | None = None) -> Path:
+        """The log of the teacher's pass; that of one part, where the cache is made in parts."""
+        return self.project / "cache" / ("metrics.jsonl" if part is None else f"metrics-{part.name}.jsonl")
 
     @property
     def checkpoints(self) -> Path:
