@@ -12,12 +12,14 @@ import click
 from pipeline.progress import counted, duration
 from stages import plan as stage
 from stages.config import Config
-from stages.context import Context
+from stages.context import Context, Progress
 from stages.outputs import write_text
 from stages.report_page.units import NO_BREAK, data_size
 
 Json = Mapping[str, Any]
 STDOUT = "-"
+UNSTEADY = 2.0
+"""Between the fastest and the slowest piece: more is not the text's doing."""
 
 
 def make(config: Config, context: Context, *, workers: Sequence[int], sample_tokens: int, target: str | None) -> None:
@@ -27,21 +29,22 @@ def make(config: Config, context: Context, *, workers: Sequence[int], sample_tok
     if target == STDOUT:
         click.echo(text, nl=False)
         return
-    _show(planned, context)
+    show(planned, context.progress)
     if target is not None:
         write_text(Path(target), text)
         context.progress.message(f"the plan is in {target}")
 
 
-def _show(planned: Json, context: Context) -> None:
-    progress, splits, teacher = context.progress, planned["splits"], planned["teacher"]
+def show(planned: Json, progress: Progress) -> None:
+    """Print a plan as tables, and a line for each reason not to trust it or not to follow it."""
+    splits, teacher, disk = planned["splits"], planned["teacher"], planned["disk"]
     progress.table(
-        "what will be cached",
-        ["split", "sequences", "tokens", "mask variants", "positions", "shards", "size"],
+        f"what will be cached; mask variants: {splits['train']['variants']}",
+        ["split", "sequences", "tokens", "positions", "shards", "size"],
         [
             [
                 name,
-                *(split[key] for key in ("sequences", "tokens", "variants", "positions", "shards")),
+                *(split[key] for key in ("sequences", "tokens", "positions", "shards")),
                 size(split["bytes"]),
             ]
             for name, split in splits.items()
@@ -59,7 +62,7 @@ def _show(planned: Json, context: Context) -> None:
             ),
         ],
     )
-    progress.summary("disk", _disk(planned["disk"], planned["bytes"]))
+    progress.summary("disk", _disk(disk, planned["bytes"]))
     progress.table(
         f"one pass of the teacher: {counted(teacher['tokens_to_run'], 'tokens')}",
         ["workers", "time", "held up by"],
@@ -84,7 +87,11 @@ def _show(planned: Json, context: Context) -> None:
     )
     progress.summary("when it pays", _student_run(planned["student_run"]))
     progress.summary("memory that the student's device saves", _memory(planned["memory"]))
-    disk = planned["disk"]
+    if teacher["fastest"] > UNSTEADY * teacher["slowest"]:
+        progress.message(
+            f"times are rough: the teacher's speed differed {teacher['fastest'] / teacher['slowest']:.1f} times between pieces of the "
+            "sample; is this machine busy with something else?"
+        )
     if not disk["fits"]:
         progress.message(
             f"this cache does not fit: it needs {size(disk['needed_bytes'])} here and {size(disk['free_bytes'])} are free; "
@@ -113,7 +120,7 @@ def _student_run(run: Json) -> dict[str, str | int]:
     return {
         "one training sees": counted(run["tokens"], "tokens"),
         "the teacher in its loop takes": duration(run["online_seconds"]),
-        "the cache in its place": f"{duration(run['cached_seconds'])} (head {duration(run['of_which_head'])})",
+        "the cache in its place": f"{duration(run['cached_seconds'])}, of which head {duration(run['of_which_head'])}",
         "making the cache": duration(run["cache_seconds"]),
         "runs from which the cache costs less": "never" if runs is None else runs,
     }

@@ -99,12 +99,16 @@ def shard_cost(
                 work.folder / shard_folder(shard), sample, shard, counts=counts, teacher_saw=manifest.teacher_saw
             )
             seconds.append(time.perf_counter() - started)
-    sizes = bytes_by_array(manifest.files)
+    metadata = {name: record for name, record in manifest.files.items() if name.endswith("/zarr.json")}
+    sizes = bytes_by_array({name: record for name, record in manifest.files.items() if name not in metadata})
     lines = {**manifest.files, manifest_file(shard): FileRecord.of_bytes(data)}
     units = {spec.name: _GROWS_WITH[spec.axis] for spec in array_table(sample, layout)}
     return ShardCost(
         arrays={name: (unit, sizes[name] / max(1, counts[unit])) for name, unit in units.items()},
-        fixed_bytes=sizes["metadata"] + len(data) + manifest_bytes(lines) - manifest_bytes({}),
+        fixed_bytes=sum(record.size for record in metadata.values())
+        + len(data)
+        + manifest_bytes(lines)
+        - manifest_bytes({}),
         read_seconds_per_row=statistics.median(seconds) / max(1, counts["rows"]),
     )
 
