@@ -81,9 +81,10 @@ def _begin(token: str, job: bytes, machine: Machine) -> _Begun:
             # Left behind by a coordinator that was killed; its teacher would stay in memory.
             for other in [other for other in _PROCESS.begun if not _PROCESS.in_hand.get(other)]:
                 _PROCESS.begun.pop(other).stack.close()
+            place = machine.set_up(lambda: token in _PROCESS.dropped)  # before the job's libraries are imported
             what: Job[Any, Any] = pickle.loads(job)  # noqa: S301  from our own coordinator, as the task itself
             with ExitStack() as stack:
-                do = stack.enter_context(what.begin(machine.set_up(lambda: token in _PROCESS.dropped)))
+                do = stack.enter_context(what.begin(place))
                 _PROCESS.begun[token] = _Begun(stack.pop_all(), do, BoundedSemaphore(what.at_once))
         return _PROCESS.begun[token]
 

@@ -308,3 +308,17 @@ def test_a_teacher_without_its_masked_lm_head_is_refused(make_project):
     tiny_bert(vocabulary=200, hidden=32, layers=2, positions=16).bert.save_pretrained(project.artefacts.teacher)
     with pytest.raises(InputError, match=r"lack \d+ tensors of BertForMaskedLM"):
         project.run(init_student, "half")
+
+
+def test_the_shard_in_hand_is_dropped_between_two_batches(make_project):
+    project = make_project(cache={"shard_tokens": 10**6, "batch_tokens": 16})
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) > 8
+
+    with pytest.raises(Interrupted, match="every finished shard"):
+        project.run(cache_teacher, context=Context(artefacts=project.artefacts, should_stop=should_stop))
+    assert published(project) == []
+    assert not list(project.folder.rglob(".tmp-*"))
