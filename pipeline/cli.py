@@ -75,6 +75,7 @@ def teacher(config: Config, context: Context) -> None:
 @cli.command()
 @click.option(
     "--workers",
+    "worker_counts",  # `workers` is how many do the work
     default="1,2,4,8",
     show_default=True,
     metavar="N,N,...",
@@ -96,7 +97,7 @@ def teacher(config: Config, context: Context) -> None:
     help="Also write the plan there as JSON; -: to stdout, and nothing else.",
 )
 @stage_command(takes_root=True)
-def plan(config: Config, context: Context, workers: list[int], sample_tokens: int, target: str | None) -> None:
+def plan(config: Config, context: Context, worker_counts: list[int], sample_tokens: int, target: str | None) -> None:
     """Say what a cache will cost, and when it pays.
 
     Reads data/tokens and models/teacher, runs the teacher on a small sample, and writes nothing: size by preset, room and speed of
@@ -104,7 +105,7 @@ def plan(config: Config, context: Context, workers: list[int], sample_tokens: in
     """
     from pipeline import plan as planning
 
-    planning.make(config, context, workers=workers, sample_tokens=sample_tokens, target=target)
+    planning.make(config, context, workers=worker_counts, sample_tokens=sample_tokens, target=target)
 
 
 def _part(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Part | None:
