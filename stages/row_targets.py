@@ -24,10 +24,13 @@ _CACHE_BYTES = 1 << 23
 class RowTargets:
     """A head, ready to say what is kept of the logits of each row. To be used by one thread."""
 
-    def __init__(self, head: Head, temperatures: tuple[float, ...]) -> None:
+    def __init__(self, head: Head, temperatures: tuple[float, ...], *, compiled: bool = False) -> None:
         self._head = head
         self._temperatures = temperatures
         self._device = head.projection[0].device
+        # On a GPU each pass over the vocabulary is a trip to its memory: fused there are two. A CPU has them in its caches.
+        fused = compiled and self._device.type == "cuda"
+        self._statistics = torch.compile(statistics, dynamic=True) if fused else statistics
         row_bytes = 4 * head.vocabulary_size
         on_cpu = self._device.type == "cpu"
         self._chunk_rows = max(1, _LOGITS_BYTES["cpu" if on_cpu else "cuda"] // row_bytes)
@@ -58,7 +61,7 @@ class RowTargets:
 
     def _kept(self, logits: Tensor, uniform: Tensor | None, layout: Layout) -> dict[str, Tensor]:
         scratch = None if self._scratch is None else self._scratch.of_rows(len(logits))
-        stat = statistics(logits, self._temperatures, scratch)
+        stat = self._statistics(logits, self._temperatures, scratch)
         kept = {"stat": stat}
         excluded = None
         if layout.top_k:

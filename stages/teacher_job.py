@@ -57,6 +57,7 @@ class TeacherJob:
             temperatures=self.description.temperatures,
             pad_id=self.description.pad_id,
             batch_tokens=config.batch_tokens,
+            compiled=config.compile,
         )
         publisher = ShardPublisher(self.artefacts.cache_work, self.description)
         for name, data in Head.of(teacher).files(_DTYPES[config.head_dtype]).items():
@@ -106,6 +107,7 @@ def computed_with(config: Config, place: Place) -> dict[str, str | int]:
     """What may change the last bits of a shard. No time and no host: it is part of the cache."""
     return {
         "batch_tokens": config.cache.batch_tokens,
+        **({"compiled": 1} if config.cache.compile else {}),
         "device": torch.device(place.device).type,
         "threads": place.threads,
         "torch": torch.__version__.split("+")[0],

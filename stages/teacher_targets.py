@@ -158,14 +158,25 @@ class TargetsComputer:
     """A teacher, ready to turn masked sequences into `ShardTargets`. To be used by one thread."""
 
     def __init__(
-        self, teacher: PreTrainedModel, *, temperatures: tuple[float, ...], pad_id: int, batch_tokens: int
+        self,
+        teacher: PreTrainedModel,
+        *,
+        temperatures: tuple[float, ...],
+        pad_id: int,
+        batch_tokens: int,
+        compiled: bool = False,
     ) -> None:
         self._teacher = teacher
         self._input_device, self._device = input_device(teacher), head_device(teacher)
+        if self._device.type == "cuda" and teacher.dtype != torch.float32:
+            # TF32 keeps all bits that bfloat16 states have, and a GPU's plain float32 takes longer than the whole encoder.
+            torch.set_float32_matmul_precision("high")
         # The head works in float32 whatever the encoder's dtype, as it will when a student rebuilds the logits.
         head = Head.of(teacher)
         head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
-        self._rows = RowTargets(head, temperatures)
+        if compiled:
+            teacher.base_model.compile(dynamic=True)  # batches differ in shape
+        self._rows = RowTargets(head, temperatures, compiled=compiled)
         self._pad_id = pad_id
         self._batch_tokens = batch_tokens
         self._layers = ModelShape.of(teacher.config.to_dict()).layers

@@ -197,8 +197,8 @@ def cache_spec(config: Config) -> dict[str, Any]:
         return plain
 
     cache = to_plain(config.cache)
-    for name in ("batch_tokens", "preset", *RUNGS):
-        cache.pop(name)
+    for name in ("batch_tokens", "compile", "preset", *RUNGS):
+        cache.pop(name, None)
     # Only what is not as the format has it anyway: a key that joins later leaves the identity of older caches as it is.
     default = {field.name: field.default for field in fields(Layout)}
     for name, value in config.cache.rungs.items():

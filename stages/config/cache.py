@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from stages.config.base import require
+from stages.config.base import joined, require
 from storage import HiddenName, Layout, LogitsName, PositionsName, Split
 from storage.layout import COUNT_MAX, DrawFromName, SelectionName
 
@@ -76,6 +76,8 @@ class CacheConfig:
     """Attention kernel of the teacher."""
     batch_tokens: int
     """Tokens per teacher batch. Not part of the cache's identity."""
+    compile: bool = joined(False)
+    """Run the teacher through torch.compile; not part of the identity either."""
     hidden: HiddenName | None = None
     """Coding of the hidden states; null: the preset's."""
     logits: LogitsName | None = None

@@ -124,3 +124,15 @@ def test_rows_beyond_a_chunk_are_computed_like_the_others(monkeypatch):
     for name, expected in one[0][1].items():
         found = torch.cat([values[name] for _, values in many])
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning"
+)  # torch's own compiler imports what torch deprecates
+def test_a_compiled_teacher_says_the_same_up_to_rounding():
+    teacher = tiny_bert()
+    compiled = TargetsComputer(teacher, temperatures=(1.0, 2.0), pad_id=0, batch_tokens=32, compiled=True)
+    found, expected = (each.compute(seen(), EXACT).targets() for each in (compiled, computer()))
+    np.testing.assert_allclose(found.stat, expected.stat, atol=2e-5)
+    np.testing.assert_allclose(found.encoded["hidden"], expected.encoded["hidden"], atol=2e-5)
