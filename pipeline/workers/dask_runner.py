@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -82,6 +82,19 @@ class DaskRunner:
             hand.let_go()
 
 
+def _work() -> Callable[[bytes], Any]:
+    # A function within a function travels as code, and its argument as bytes: a worker that cannot import this project, which
+    # may join at any time, then fails in the task and can be told what it lacks. It would lose its connection otherwise.
+    def work(arguments: bytes) -> Any:
+        import pickle
+
+        from pipeline.workers import process
+
+        return process.work(*pickle.loads(arguments))  # noqa: S301  from our own coordinator, as this function
+
+    return work
+
+
 @dataclass
 class _Hand(Generic[Item, Result]):
     """The items of one run that are under way."""
@@ -91,6 +104,7 @@ class _Hand(Generic[Item, Result]):
     machine: Machine
     job: bytes
     at_once: int
+    work: Callable[[bytes], Result] = field(default_factory=_work)
     token: str = field(default_factory=lambda: uuid4().hex)
     under_way: dict[Key, tuple[Future[Result], Item]] = field(default_factory=dict)
     arrived: SimpleQueue[Future[Result]] = field(default_factory=SimpleQueue)
@@ -157,11 +171,8 @@ class _Hand(Generic[Item, Result]):
     def _submit(self, item: Item) -> None:
         self.submitted += 1
         future = self.client.submit(
-            process.work,
-            self.token,
-            self.job,
-            self.machine,
-            item,
+            self.work,
+            pickle.dumps((self.token, self.job, self.machine, item)),
             key=f"{self.token}-{self.submitted}",
             pure=False,
         )

@@ -20,6 +20,18 @@ from stages.sharing import Done, Place
 from tests.pipeline.workers.jobs import Numbers
 from tests.tiny import ROOT
 
+WITHOUT_PROJECT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("pipeline", "stages", "storage"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Finder())
+"""
+"""An environment that this project is not installed in."""
+
 MACHINE = Machine("cpu", 1, tensors=False, debug=False)
 
 
@@ -64,8 +76,8 @@ def worker(address, tmp_path, **more):
 def test_a_worker_that_cannot_do_the_work_is_named_with_what_it_lacks_and_a_lost_scheduler_is_said(scheduler, tmp_path):
     address, process = scheduler
     other = tmp_path / "other"
-    (other / "pipeline").mkdir(parents=True)  # somebody else's package of that name
-    (other / "pipeline" / "__init__.py").touch()
+    other.mkdir()
+    (other / "sitecustomize.py").write_text(WITHOUT_PROJECT)
     job = Numbers(tmp_path, slow=frozenset({1}))
     messages = Messages()
     with (
