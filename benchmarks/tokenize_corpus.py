@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 GOALS = {"tokenize_vs_bare": ">= 0.9", "tokenize_memory_4x": "about 1"}
 BATCH_CHARACTERS = 1_000_000
 VOCABULARY = 30_522
-QUICK_DOCUMENTS = 60
+QUICK_DOCUMENTS = 300
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -95,18 +95,18 @@ def make_project(project: Path, *, copies: int, quick: bool) -> Path:
     text = project / "text"
     text.mkdir(parents=True)
     if articles.is_file() and vocabulary.is_file():
-        source, column = articles, "text"
+        source = articles
         tokenizer = BertTokenizer(vocab=str(vocabulary))
     else:
         print(f"no articles in {data}: the docstrings of the embedded default stand for them")
         corpus.run(read_config(ROOT / "params.yaml"), context)
-        source, column = project / "docstrings.parquet", "text"
+        source = project / "docstrings.parquet"
         shutil.copyfile(context.artefacts.documents / "train.parquet", source)
         texts = list(documents(project))
         settings = TrainTokenizerConfig(vocabulary_size=VOCABULARY, lowercase=True, min_frequency=2)
         tokenizer = train_wordpiece(lambda: texts, settings, 512)
     tokenizer.save_pretrained(project / "tokenizer")
-    rows = pq.read_table(source, columns=[column])
+    rows = pq.read_table(source, columns=["text"])
     for copy in range(copies):
         pq.write_table(rows[:QUICK_DOCUMENTS] if quick else rows, text / f"{copy}.parquet")
     corpus.run(config(), context)
@@ -119,6 +119,8 @@ def config() -> Config:
         ROOT / "recipes" / "distilbert.yaml",
         [
             "corpus.source=files",
+            "corpus.validation_fraction=0.02",
+            "corpus.test_fraction=0.02",
             "corpus.files={paths: [text], document: file, text_column: text}",
             "tokenize.load={path: tokenizer}",
         ],

@@ -21,8 +21,8 @@ from stages.work_folder import kept_part, whole_part
 from storage.layout import Split
 
 _KEYS, _OFFSETS, _IDS = "keys", "offsets", "ids"
-_RANGE_TOKENS = 1 << 25
-"""Tokens of a range of keys: what the merge has in memory, about 200 MB with the copies of it."""
+_RANGE_TOKENS = 1 << 24
+"""Tokens of a range of keys: what the merge has in memory, about 100 MB with the copies of it."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -177,13 +178,20 @@ def _write(
     for lengths in shuffled.lengths():
         digest.update(lengths.astype("<u4").data)
         longest = max(longest, int(lengths.max(initial=0)))
-    with SequenceWriter(target, shuffled.dtype) as writer:
+    written: Future[None] | None = None
+    with SequenceWriter(target, shuffled.dtype) as writer, ThreadPoolExecutor(1) as pool:
         for lengths, ids in shuffled.groups(max(1, _ROW_GROUP_TOKENS // longest)):
             context.stop_if_asked("what was encoded is kept in .cache-work")
-            writer.write_group(lengths, ids)
+            if written is not None:
+                written.result()
+            written = pool.submit(
+                writer.write_group, lengths, ids
+            )  # compressed while it is counted, and the next put in order
             digest.update(ids.astype("<u4").data)
             if counts is not None:
                 counts += np.bincount(ids, minlength=len(counts))
+        if written is not None:
+            written.result()
     return SplitFigures(
         sequences=shuffled.sequences, tokens=shuffled.tokens, longest=longest, sha256=digest.hexdigest()
     )

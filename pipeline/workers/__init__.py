@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.errors import ConfigError
 from stages.sharing import InProcess, Runner
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def open_runner(
     """
     if workers is None and scheduler is None:
         return nullcontext(InProcess())
+    if config.machine.device_map is not None and workers != 1:
+        raise ConfigError(
+            f"machine.device_map is {config.machine.device_map}: one teacher takes all devices of a process; allowed with other "
+            "processes: null (or cache-teacher --shards I/N, a process on each machine)"
+        )
     from pipeline.environment import available_cores, visible_gpus
     from pipeline.workers.dask_runner import DaskRunner
     from pipeline.workers.process import Machine
