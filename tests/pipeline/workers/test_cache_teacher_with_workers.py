@@ -133,3 +133,11 @@ def test_a_wrong_way_to_share_the_work_is_wrong_usage(tmp_path, options, message
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_teacher_that_takes_all_devices_is_not_shared_out(make_project):
+    project = make_project(machine={"device_map": "auto"})
+    command = [sys.executable, "-m", "pipeline", "cache-teacher", "--project", str(project.folder), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "machine.device_map is auto: one teacher takes all devices of a process" in done.stderr
