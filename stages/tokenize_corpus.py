@@ -47,7 +47,7 @@ def run(config: Config, context: Context) -> None:
     folder until all are there. Raises `InputError` for missing documents, an unfit tokenizer, and a split that gives no
     sequence, and `LockedError` while another process does the same; then nothing is written.
     """
-    documents = context.artefacts.documents
+    documents = context.artefacts.documents.absolute()
     for split in SPLITS:
         if not (documents / f"{split}.parquet").is_file():
             raise InputError(

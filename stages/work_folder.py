@@ -31,7 +31,7 @@ def work_folder(
     Removed when the block ends, kept after an error. Raises `LockedError` where another process holds it; `what` says
     what they both would make.
     """
-    root = context.artefacts.cache_work
+    root = context.artefacts.cache_work.absolute()  # workers may be started elsewhere
     folder = root / f"{stage}-{fingerprint(spec, content)}"
     root.mkdir(parents=True, exist_ok=True)
     with lock(root, folder.name, what):
