@@ -25,6 +25,7 @@ import torch
 from measure import Spread, arguments, finish, interleaved, ratio, rounds
 from teacher_project import TeacherShapes, build, configured, describe
 
+from pipeline.environment import quiet_libraries
 from pipeline.summary import print_table
 from stages import device as tensor_device
 from stages.context import Artefacts
@@ -196,6 +197,7 @@ def peak_memory(device: str, run: Callable[[], None]) -> float:
 def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
+    quiet_libraries(debug=False)
     device = tensor_device.resolve_device("auto")
     threads = tensor_device.set_up(device, len(os.sched_getaffinity(0)))
     place = Place(device=device, threads=threads)

@@ -14,8 +14,16 @@ from transformers import BertConfig, BertForMaskedLM, set_seed
 from pipeline.params import read_config
 from stages.config import Config, cache_spec
 from stages.context import Artefacts
-from stages.sequences import COUNTS, TOKENIZER, SequenceWriter, TokenStore, write_description
-from storage import CacheDescription, SplitDescription
+from stages.sequences import (
+    COUNTS,
+    TOKENIZER,
+    SequenceSplit,
+    SequenceWriter,
+    SplitFigures,
+    TokenStore,
+    write_description,
+)
+from storage import SPLITS, CacheDescription, SplitDescription
 
 SPECIAL = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
 
@@ -53,7 +61,9 @@ def build(folder: Path, shapes: TeacherShapes) -> Artefacts:
     (tokens / TOKENIZER).mkdir(parents=True)
     (tokens / TOKENIZER / "README").write_text("ids are random: there is no tokenizer\n", encoding="utf-8")
     random = np.random.default_rng(0)
-    for split, wanted in (("train", shapes.shards * shapes.shard_tokens), ("validation", 1), ("test", 1)):
+    splits = {}
+    for split in SPLITS:
+        wanted = shapes.shards * shapes.shard_tokens if split == "train" else 1
         # Half of the documents fill a sequence, as long ones do; the others are shorter.
         drawn = random.integers(shapes.longest // 4, 2 * shapes.longest, size=max(1, 4 * wanted // shapes.longest))
         lengths = np.minimum(drawn, shapes.longest)
@@ -61,6 +71,12 @@ def build(folder: Path, shapes: TeacherShapes) -> Artefacts:
         with SequenceWriter(tokens / f"{split}.parquet", np.dtype(np.uint16)) as writer:
             ids = random.integers(max(SPECIAL.values()) + 1, shapes.vocabulary_size, int(lengths.sum()))
             writer.write_group(lengths, ids.astype(np.uint16))
+        splits[split] = SplitFigures(
+            sequences=len(lengths),
+            tokens=int(lengths.sum()),
+            longest=int(lengths.max()),
+            sha256=SequenceSplit(tokens / f"{split}.parquet").digest,
+        )
     counts = np.ones(shapes.vocabulary_size, np.int64)
     pq.write_table(pa.table({"count": counts}), tokens / COUNTS)
     write_description(
@@ -68,6 +84,7 @@ def build(folder: Path, shapes: TeacherShapes) -> Artefacts:
         vocabulary_size=shapes.vocabulary_size,
         special_tokens=dict(SPECIAL),
         special_ids=tuple(sorted(SPECIAL.values())),
+        splits=splits,
     )
     return artefacts
 

@@ -19,7 +19,7 @@ from stages.errors import LostWorkersError
 HOST = "127.0.0.1"
 ALLOWED_FAILURES = 1
 """Workers that may die on an item, less one, before it is tried alone."""
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 _SET_BY_DASK = ("DASK_LOGGING__DISTRIBUTED", "__DASK_PARENT_PID", "PYTHONHASHSEED")
 
