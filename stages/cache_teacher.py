@@ -101,7 +101,8 @@ def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWo
     description = work.description
     kept = f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
     artefacts = replace(context.artefacts, project=context.artefacts.project.absolute())
-    job = TeacherJob(artefacts=artefacts, description=description, config=config)
+    at_once = 2 if context.device == "cpu" else 4
+    job = TeacherJob(artefacts=artefacts, description=description, config=config, at_once=at_once)
     total = sum(_tokens(tokens, description, shard) for shard in missing)
     context.progress.begin("cache the teacher", total, "tokens")
     context.stop_if_asked(kept)

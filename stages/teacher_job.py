@@ -33,7 +33,7 @@ class TeacherJob:
     description: CacheDescription
     config: Config
     at_once: int = 2
-    """One shard is checked, encoded and written while the next is computed."""
+    """One shard is checked, encoded and written while the next is computed. A GPU is faster than one thread can write."""
 
     @contextmanager
     def begin(self, place: Place) -> Iterator[_Worker]:
@@ -97,6 +97,9 @@ class _Worker:
             seen = mask_shard(self.tokens, self.maskers[shard.split], shard, description.span(shard), seed=seed)
         computed = self.thread.submit(self.computer.compute, seen, layout, self.place.should_stop).result()
         targets = computed.targets()
+        with self.reading:
+            read = self.tokens.split(shard.split).read(*description.span(shard))
+        targets.check_against(description, shard, *read)
         rows = seen.rows(layout)
         masked = (seen.masked if rows is None else seen.masked[rows]) == 1
         figures = shard_figures(targets, masked, description.temperatures)

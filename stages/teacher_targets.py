@@ -251,7 +251,9 @@ class _Columns:
         """Results (r, ...) of the given rows, i8 (r,)."""
         for name, part in found.items():
             if name not in self._columns:
-                self._columns[name] = part.new_empty((self._rows, *part.shape[1:]))
+                # A row that nobody fills must not pass for one: NaN is refused before a shard is stored.
+                empty = float("nan") if part.is_floating_point() else 0
+                self._columns[name] = part.new_full((self._rows, *part.shape[1:]), empty)
             self._columns[name].index_copy_(0, rows, part)
 
     def in_memory(self) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:

@@ -38,6 +38,27 @@ class Guards:
         self._check_draws()
         self._check_hidden()
 
+    def check_against(self, sequence_offsets: Indices, original_ids: NDArray[np.integer[Any]]) -> None:
+        """The sequences are these, offsets i8 (S + 1,) and flat ids: none is missing, twice there, or changed on the way."""
+        found, expected = np.diff(self.targets.sequence_offsets.astype(np.int64)), np.diff(sequence_offsets)
+        shared = min(len(found), len(expected))
+        differs = found[:shared] != expected[:shared]
+        if differs.any() or len(found) != len(expected):
+            local = int(np.argmax(differs)) if differs.any() else shared
+            lengths = [
+                f"{int(lengths[local])} tokens" if local < len(lengths) else "none" for lengths in (found, expected)
+            ]
+            raise self._refuse(
+                f"has {lengths[0]} in sequence {self.sequence_start + local}, position 0 onwards; expected {lengths[1]}, as in the tokens"
+            )
+        ids = self.targets.original_ids
+        same = ids == original_ids
+        if not same.all():
+            token = int(np.argmin(same))
+            raise self._refuse(
+                f"has original_ids {ids[token]} at {self._place(token)}; expected {original_ids[token]}, as in the tokens"
+            )
+
     def _check_shapes(self) -> None:
         targets, layout = self.targets, self.layout
         tokens = len(targets.original_ids)

@@ -65,6 +65,20 @@ class ShardTargets:
         """
         Guards(self, description, shard, layout).check()
 
+    def check_against(
+        self,
+        description: CacheDescription,
+        shard: ShardId,
+        sequence_offsets: NDArray[np.int64],
+        original_ids: NDArray[np.integer[Any]],
+    ) -> None:
+        """Refuse targets of other sequences than these, offsets (S + 1,) from 0 and flat ids, as the token store has them.
+
+        Raises `InvalidTargetsError`, which names the shard, the sequence and the position.
+        """
+        layout = description.splits[shard.split].layout
+        Guards(self, description, shard, layout).check_against(sequence_offsets, original_ids)
+
     def encode(self, description: CacheDescription, layout: Layout) -> dict[str, NDArray[Any]]:
         """The arrays to store, by name, with the dtypes of FORMAT.md section 3. Call `check` first."""
         raw: dict[str, NDArray[Any] | None] = {name: getattr(self, name) for name in _PLAIN}

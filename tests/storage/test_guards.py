@@ -346,3 +346,42 @@ def test_coded_arrays_of_another_shape_or_layout_are_refused():
     strange = dataclasses.replace(targets, encoded={**targets.encoded, "draw_ids": np.zeros(3, np.uint16)})
     with pytest.raises(InvalidTargetsError, match="has draw_ids, which its layout does not have"):
         strange.check(description, SHARD, BALANCED)
+
+
+def read_back(targets):
+    """The sequences as a token store gives them."""
+    return targets.sequence_offsets.astype(np.int64), targets.original_ids.copy()
+
+
+def test_targets_of_the_sequences_that_the_token_store_has_pass():
+    description = make_description(BALANCED)
+    targets = make_targets(description, SHARD)
+    targets.check_against(description, SHARD, *read_back(targets))
+
+
+def test_a_token_that_was_changed_on_the_way_is_refused_with_its_place():
+    description = make_description(BALANCED)
+    targets = make_targets(description, SHARD)
+    offsets, ids = read_back(targets)
+    ids[6] += 1
+    with pytest.raises(
+        InvalidTargetsError, match=r"shard train-v0-000001 has original_ids .* at sequence 6, position 2"
+    ):
+        targets.check_against(description, SHARD, offsets, ids)
+
+
+@pytest.mark.parametrize("change", ["missing", "twice", "last one missing"])
+def test_a_sequence_that_is_missing_or_there_twice_is_refused_with_its_number(change):
+    description = make_description(BALANCED)
+    targets = make_targets(description, SHARD)
+    offsets, ids = read_back(targets)
+    lengths = np.diff(offsets)
+    changed = {
+        "missing": np.delete(lengths, 1),
+        "twice": np.insert(lengths, 1, lengths[0]),
+        "last one missing": lengths[:-1],
+    }[change]
+    shorter = dataclasses.replace(targets, sequence_offsets=np.cumsum([0, *changed]).astype(np.uint32))
+    number = 9 if change == "last one missing" else 6
+    with pytest.raises(InvalidTargetsError, match=f"in sequence {number}, position 0 onwards; expected"):
+        shorter.check_against(description, SHARD, offsets, ids)
