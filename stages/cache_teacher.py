@@ -155,7 +155,9 @@ def _already_done(description: CacheDescription, context: Context, *, verify: bo
     if artefacts.root is None:
         manifest = _whole_here(description, context, verified=part is None)
         if manifest is not None:
-            context.progress.message(f"cache/current already holds this cache ({name}), verified; nothing to do")
+            context.progress.message(
+                f"cache/current already holds this cache ({name}){', verified' if part is None else ''}; nothing to do"
+            )
         return None if manifest is None else manifest.root_digest
     root = RemoteFolder(artefacts.root, again=AGAIN)
     manifest = None if verify else finished_at(root, description)

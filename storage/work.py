@@ -260,6 +260,7 @@ class CacheWork(ShardPublisher):
             move_folder(self.folder, destination)
             Before.forget(self.root, fingerprint)
             discard(replaced)
+            remove_temporaries(self.root, fingerprint)  # of a process that was killed while it worked for this one
             remove_temporaries(destination.parent, f"discarded-{destination.name}")
         return manifest.root_digest
 

@@ -14,7 +14,7 @@ from typing import Self
 
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError, MismatchError, RemoteError
-from storage.files import discard, write_durably, writing
+from storage.files import discard, remove_temporaries, write_durably, writing
 from storage.identity import differing_fields
 from storage.layout import ShardId
 from storage.manifest import (
@@ -189,6 +189,7 @@ class RemoteWork(CacheWork):
                 self._remote.upload(self.folder / MANIFEST_FILE, MANIFEST_FILE)
             keep_manifest(manifest, destination)
             discard(self.folder)
+            remove_temporaries(self.root, self.description.fingerprint)
             Before.forget(self.root, self.description.fingerprint)
         return manifest.root_digest
 

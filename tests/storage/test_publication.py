@@ -61,6 +61,16 @@ def test_half_a_shard_is_replaced(work, publisher, lost):
     assert SHARD not in work.missing()
 
 
+def test_what_a_killed_process_left_is_swept_when_the_cache_is_finished(tmp_path, work, publisher):
+    for shard in work.missing():
+        publish(publisher, shard)
+        work.take_in(shard)
+    (work.root / f".tmp-{work.description.fingerprint}-{SHARD}-7-ab.zarr").mkdir()
+    add_files(work, tmp_path)
+    work.finish(tmp_path / "current")
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
 def test_many_that_publish_the_same_shards_at_the_same_time_leave_each_once_and_whole(tmp_path, work, description):
     shards = description.shard_ids() * 4
     with ThreadPoolExecutor(8) as pool:
