@@ -1,7 +1,8 @@
 """The teacher's pass over one shard: what it saw, and what it said, ready to be stored.
 
-On a GPU nothing here waits for it: the work of a whole shard is enqueued, results gather on the device in the order of the
-shard's rows, coded as they will be stored, and cross over once. `Computed.targets` is where a writer waits.
+On a GPU the work of a whole shard is enqueued: results gather on the device in the order of the shard's rows, coded as they
+will be stored, and cross over once; `Computed.targets` is where a writer waits. The only other wait is transformers' own, which
+looks at the attention mask of a padded batch before it chooses a kernel; batches without padding have none.
 """
 
 from __future__ import annotations
