@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, set_seed
 from pipeline.params import read_config
 from stages.config import Config, cache_spec
 from stages.context import Artefacts
+from stages.models import weights_digest
 from stages.sequences import (
     COUNTS,
     TOKENIZER,
@@ -115,7 +116,10 @@ def describe(config: Config, artefacts: Artefacts, shapes: TeacherShapes) -> Cac
     )
     return CacheDescription(
         spec=cache_spec(config),
-        content={},
+        content={
+            "tokens": TokenStore.open(artefacts.tokens).recorded_digest,
+            "teacher": weights_digest(artefacts.teacher),
+        },
         temperatures=config.cache.declared_temperatures,
         vocabulary_size=shapes.vocabulary_size,
         hidden_size=shapes.hidden_size,

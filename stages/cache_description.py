@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 
@@ -48,6 +49,29 @@ def describe(
         splits={split: _describe_split(config, tokens, split, shape) for split in SPLITS if split in splits},
         objective=config.teacher.objective,
     )
+
+
+def require_tokens(description: CacheDescription, tokens: TokenStore) -> None:
+    """Raise `InputError` unless these are the tokens that the cache was described with, as `tokenize` recorded them.
+
+    Cheap enough for every shard: `pipeline tokenize` may run while the teacher's pass, which takes hours, does.
+    """
+    _require("tokens", tokens.recorded_digest, description, tokens.folder)
+
+
+def require_teacher(description: CacheDescription, folder: Path) -> None:
+    """Raise `InputError` unless the files in `folder` are those of the teacher that the cache was described with. Reads them."""
+    _require("teacher", weights_digest(folder), description, folder)
+
+
+def _require(name: str, found: str, description: CacheDescription, folder: Path) -> None:
+    expected = description.content[name]
+    if found != expected:
+        raise InputError(
+            f"{folder} is not the one that cache {description.fingerprint[:12]} is of: the digest of the {name} is {found[:12]}..., "
+            f"expected {expected[:12]}...; it was changed since the pass began, or is another one on this machine; put it back, or "
+            "run `pipeline cache-teacher` again for a cache of what is there now"
+        )
 
 
 def _check_origin(config: Config, context: Context) -> None:

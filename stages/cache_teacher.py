@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
-from stages.cache_description import describe
+from stages.cache_description import describe, require_teacher, require_tokens
 from stages.cache_figures import ShardsSoFar
 from stages.cache_location import push_cache
 from stages.cache_report import report, report_part, reported
@@ -17,14 +17,13 @@ from stages.metrics_log import MetricsLog
 from stages.models import require_model
 from stages.sequences import TokenStore
 from stages.sharing import Failed, Failures
-from stages.teacher_job import TeacherJob
+from stages.teacher_job import OF_ONE_SHARD, TeacherJob
 from storage import (
     SPLITS,
     CacheDescription,
     CacheWork,
     CorruptError,
     IncompleteError,
-    InvalidTargetsError,
     Part,
     ShardId,
     Split,
@@ -53,9 +52,9 @@ def run(
     and replaced. `part`: compute these shards alone, beside jobs that do the other parts, and leave it to a run without a
     part to finish the cache.
 
-    Raises `InputError` where tokens or teacher are missing or do not fit each other, `ItemsError` where some shards could not
-    be computed while the others were (NaN from the teacher), `storage.LockedError` where another process writes this cache,
-    `storage.errors.RemoteError` where the root fails.
+    Raises `InputError` where tokens or teacher are missing, do not fit each other, or were changed meanwhile, `ItemsError` where
+    some shards could not be computed while the others were (NaN from the teacher, no memory left), `storage.LockedError` where
+    another process writes this cache, `storage.errors.RemoteError` where the root fails.
     """
     started = time.monotonic()
     artefacts = context.artefacts
@@ -77,6 +76,9 @@ def run(
             work.finish_part()
             report_part(work, part, context, len(missing), time.monotonic() - started)
             return
+        # Each shard is of these tokens and this teacher. What is put down as the cache's origin must be them too.
+        require_tokens(description, TokenStore.open(artefacts.tokens))
+        require_teacher(description, artefacts.teacher)
         root_digest = work.finish(artefacts.cache if artefacts.root is None else artefacts.tracked_manifest)
     if verify and not missing and reported(context, root_digest):  # how it was made is still true
         context.progress.message(f"{work.kept_in} is whole; root digest {root_digest[:12]}")
@@ -101,21 +103,22 @@ def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWo
     description = work.description
     kept = f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
     artefacts = replace(context.artefacts, project=context.artefacts.project.absolute())
-    at_once = 2 if context.device == "cpu" else 4
-    job = TeacherJob(artefacts=artefacts, description=description, config=config, at_once=at_once)
+    job = TeacherJob(artefacts=artefacts, description=description, config=config)
     total = sum(_tokens(tokens, description, shard) for shard in missing)
     context.progress.begin("cache the teacher", total, "tokens")
     context.stop_if_asked(kept)
     if not missing:
-        with job.begin(context.place):  # it puts the teacher's head into the cache, where that is lost or damaged
-            return
+        if work.part is None and not job.head_is_there():
+            with job.begin(context.place):  # it puts the teacher's head into the cache
+                pass
+        return
     failures, so_far = Failures(context.progress.message), ShardsSoFar()
     log = MetricsLog(artefacts.cache_metrics(work.part), shards=len(missing), tokens=total)
     with closing(context.runner.run(job, missing, context.place)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 context.stop_if_asked(kept)  # which is why it gave up
-                failures.add(outcome, (InvalidTargetsError,))
+                failures.add(outcome, OF_ONE_SHARD)
                 continue
             manifest, done = work.take_in(outcome.item), _tokens(tokens, description, outcome.item)
             so_far.add(manifest)

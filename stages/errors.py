@@ -3,6 +3,7 @@
     StageError               a stage cannot go on; exit code 1
     ├── ConfigError          a parameter is wrong; exit code 2
     ├── InputError           an input file, model or cache is missing or unusable
+    ├── ShardError           a shard of the cache cannot be computed, which says nothing of the others
     ├── ItemsError           some of the items that are done one by one could not be done; the others are
     ├── LostWorkersError     the processes that do the work are not there, cannot do it, or are gone
     │   └── KillsWorkersError    an item ended every process that worked on it
@@ -24,6 +25,10 @@ class ConfigError(StageError):
 
 class InputError(StageError):
     """A file, a model or a cache that a stage reads is missing or cannot be used."""
+
+
+class ShardError(StageError):
+    """A shard of the cache cannot be computed (no memory left, damaged tokens), which says nothing of the others."""
 
 
 class ItemsError(StageError):

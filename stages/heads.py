@@ -75,6 +75,10 @@ class Head:
     def files(self, dtype: torch.dtype) -> dict[str, bytes]:
         """`head.json` and `head.safetensors` as bytes, the tensors in `dtype`."""
         tensors = {name: tensor.detach().to(dtype).cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        return {"head.json": self.description(dtype), "head.safetensors": save(tensors)}
+
+    def description(self, dtype: torch.dtype) -> bytes:
+        """`head.json`, for tensors in `dtype`."""
         description = {
             "steps": list(self.steps),
             "vocabulary_size": self.vocabulary_size,
@@ -82,7 +86,7 @@ class Head:
             "dtype": str(dtype).removeprefix("torch."),
         }
         text = json.dumps(description, sort_keys=True, separators=(",", ":")) + "\n"
-        return {"head.json": text.encode(), "head.safetensors": save(tensors)}
+        return text.encode()
 
     def to(self, device: torch.device | str) -> Head:
         """The same head with its tensors on `device`."""

@@ -94,6 +94,15 @@ def masked_lm_from_config(config: Mapping[str, Any]) -> PreTrainedModel:
     return model
 
 
+def model_without_weights(folder: Path, objective: Objective) -> PreTrainedModel:
+    """The modules of the model in `folder`, on the device `meta`: shapes and settings, no numbers. Raises as `load_model_config`."""
+    with _refused("model configuration", folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with torch.device("meta"):
+        model: PreTrainedModel = _CLASSES[objective].from_config(config)
+    return model
+
+
 def load_encoder(name: str | Path, *, revision: str | None = None, seed: int) -> tuple[PreTrainedModel, bool]:
     """A pretrained encoder as a masked language model, and whether it brought its head; else that has random weights.
 

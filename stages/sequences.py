@@ -172,7 +172,7 @@ class TokenStore:
                 special_ids=tuple(content["special_ids"]),
                 longest=content["longest_sequence"],
                 _splits={split: SequenceSplit(folder / f"{split}.parquet") for split in SPLITS},
-                _recorded_digests={split: content["splits"][split]["sha256"] for split in SPLITS},
+                _recorded_digests={split: bytes.fromhex(content["splits"][split]["sha256"]).hex() for split in SPLITS},
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder / TOKENS} is not what tokenize writes ({error!r}); {_REDO}") from None
@@ -195,17 +195,23 @@ class TokenStore:
         """The sequences of a split."""
         return self._splits[name]
 
+    @property
+    def recorded_digest(self) -> str:
+        """SHA-256 (hex) of `tokens`, as in `content_digests`, of what `tokens.json` says: no data is read."""
+        tokens = hashlib.sha256()
+        for digest in self._recorded_digests.values():
+            tokens.update(bytes.fromhex(digest))
+        return tokens.hexdigest()
+
     def content_digests(self) -> dict[str, str]:
         """SHA-256 (hex) of `tokens` (the digests of the splits, in order) and of `tokenizer` (its files).
 
         Computed from the data itself. Raises `InputError` where that is no longer what `tokenize` wrote.
         """
-        tokens = hashlib.sha256()
         for name, split in self._splits.items():
             if split.digest != self._recorded_digests[name]:
                 raise InputError(f"{split.path} is no longer what tokenize wrote (its digest differs); {_REDO}")
-            tokens.update(bytes.fromhex(split.digest))
-        return {"tokens": tokens.hexdigest(), "tokenizer": files_digest(self.tokenizer_folder)}
+        return {"tokens": self.recorded_digest, "tokenizer": files_digest(self.tokenizer_folder)}
 
 
 def files_digest(folder: Path) -> str:

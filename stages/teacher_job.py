@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,18 +11,25 @@ from threading import Lock
 
 import torch
 
+from stages.cache_description import require_teacher, require_tokens
 from stages.cache_figures import shard_figures
-from stages.config import Config
+from stages.config import CacheConfig, Config
 from stages.context import Artefacts
+from stages.errors import InputError, ShardError
 from stages.heads import Head
+from stages.kept_head import holds_head
 from stages.masking import SeesTokens, masker_of
 from stages.sequences import TokenStore
 from stages.sharing import Place
 from stages.teacher_loading import load_teacher, spread_of
-from stages.teacher_targets import TargetsComputer, mask_shard
-from storage import SPLITS, CacheDescription, ShardId, ShardPublisher, Split
+from stages.teacher_targets import SeenSequences, TargetsComputer, mask_shard
+from storage import SPLITS, CacheDescription, InvalidTargetsError, ShardId, ShardPublisher, ShardTargets, Split
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+OF_ONE_SHARD = (ShardError, InvalidTargetsError)
+"""Errors that say nothing of the other shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +40,40 @@ class TeacherJob:
     """With an absolute path: the processes may have another working directory."""
     description: CacheDescription
     config: Config
-    at_once: int = 2
-    """One shard is checked, encoded and written while the next is computed. A GPU is faster than one thread can write."""
+    at_once: int = 3
+    """One shard is computed while two are checked, encoded and written, as a GPU is faster than one thread can write. Elsewhere
+    the third one waits for its turn. The same for all, as who hands the shards out may be another kind of machine."""
+
+    def head_is_there(self) -> bool:
+        """Whether the work folder holds the teacher's head: then nothing is to be loaded for it."""
+        return holds_head(
+            self.artefacts.cache_work / self.description.fingerprint,
+            self.artefacts.teacher,
+            objective=self.config.teacher.objective,
+            precision=_DTYPES[self.config.cache.precision],
+            dtype=_DTYPES[self.config.cache.head_dtype],
+        )
 
     @contextmanager
     def begin(self, place: Place) -> Iterator[_Worker]:
         """The teacher, loaded; its head is put into the cache. What is given publishes a shard, unless it is there already.
 
-        That raises `Interrupted` once `place.should_stop` says so, `storage.InvalidTargetsError` where the teacher gives what
-        must not be stored, `storage.errors.WriteError` where nothing can be written.
+        That raises `Interrupted` once `place.should_stop` says so; `ShardError` and `storage.InvalidTargetsError` where this
+        shard cannot be read or computed, or the teacher gives what must not be stored; `InputError` here and there where the tokens
+        or the teacher are not those of the description; `storage.errors.WriteError` where nothing can be written.
         """
         config = self.config.cache
         tokens = TokenStore.open(self.artefacts.tokens)
+        require_tokens(self.description, tokens)
         teacher = load_teacher(
             self.artefacts.teacher,
             objective=self.config.teacher.objective,
             attention=config.attention,
             dtype=_DTYPES[config.precision],
             device=place.device,
-            spread=spread_of(self.config.machine, self.artefacts.cache_work),
+            spread=spread_of(self.config.machine, self.artefacts.cache_work, self.description.fingerprint),
         )
+        require_teacher(self.description, self.artefacts.teacher)  # after it was loaded: it may be replaced at any time
         computer = TargetsComputer(
             teacher,
             temperatures=self.description.temperatures,
@@ -68,6 +90,7 @@ class TeacherJob:
                 job=self,
                 place=place,
                 tokens=tokens,
+                tokens_again=TokenStore.open(self.artefacts.tokens),
                 maskers={split: masker_of(self.config, tokens, split) for split in SPLITS},
                 computer=computer,
                 publisher=publisher,
@@ -82,6 +105,8 @@ class _Worker:
     job: TeacherJob
     place: Place
     tokens: TokenStore
+    tokens_again: TokenStore
+    """The same, with buffers of its own: what the targets are compared with was read from the disk once more."""
     maskers: dict[Split, SeesTokens]
     computer: TargetsComputer
     publisher: ShardPublisher
@@ -93,17 +118,50 @@ class _Worker:
             return
         description, seed = self.job.description, self.job.config.masking.seed
         layout = description.splits[shard.split].layout
-        with self.reading:
+        with self._reading(shard):
             seen = mask_shard(self.tokens, self.maskers[shard.split], shard, description.span(shard), seed=seed)
-        computed = self.thread.submit(self.computer.compute, seen, layout, self.place.should_stop).result()
-        targets = computed.targets()
-        with self.reading:
-            read = self.tokens.split(shard.split).read(*description.span(shard))
+        targets = self._compute(shard, seen)
+        with self._reading(shard):
+            read = self.tokens_again.split(shard.split).read(*description.span(shard))
         targets.check_against(description, shard, *read)
         rows = seen.rows(layout)
         masked = (seen.masked if rows is None else seen.masked[rows]) == 1
         figures = shard_figures(targets, masked, description.temperatures)
         self.publisher.publish(shard, targets, computed_with(self.job.config, self.place), figures)
+
+    def _compute(self, shard: ShardId, seen: SeenSequences) -> ShardTargets:
+        layout = self.job.description.splits[shard.split].layout
+        try:
+            computed = self.thread.submit(self.computer.compute, seen, layout, self.place.should_stop).result()
+            return computed.targets()
+        except (RuntimeError, MemoryError) as error:
+            traceback.clear_frames(error.__traceback__)  # they hold what is on the device, and the error is kept
+            raise ShardError(why_not(shard, error, self.job.config.cache, self.place.device)) from error
+
+    @contextmanager
+    def _reading(self, shard: ShardId) -> Iterator[None]:
+        """One thread reads at a time. The tokens that were read are those of the description."""
+        with self.reading:
+            try:
+                yield
+                failed = None
+            except (InputError, IndexError) as error:
+                failed = error
+            require_tokens(self.job.description, TokenStore.open(self.job.artefacts.tokens))
+        if failed is not None:
+            raise ShardError(f"shard {shard} cannot be read: {failed}") from failed
+
+
+def why_not(shard: ShardId, error: Exception, config: CacheConfig, device: str) -> str:
+    """Why torch did not compute a shard, on one line (it says much more), and what can be done."""
+    said = str(error).strip().split("\n")[0]
+    no_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in said
+    steps = [f"set cache.batch_tokens to less than {config.batch_tokens}"] if no_memory else []
+    steps += ["set cache.compile to false"] if config.compile else []
+    return (
+        f"shard {shard} cannot be computed: {f'no memory is left on {device}' if no_memory else 'the teacher failed'} "
+        f"({type(error).__name__}: {said}); {' or '.join(steps) or '--debug shows where'}"
+    )
 
 
 def computed_with(config: Config, place: Place) -> dict[str, str | int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +17,7 @@ from stages.errors import InputError
 from stages.heads import Head
 from stages.model_config import ModelShape, Objective
 from stages.models import Spread, encoder_states, input_device, load_language_model
+from storage.files import TEMPORARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,19 +39,34 @@ def load_teacher(
     device: str = "cpu",
     spread: Spread | None = None,
 ) -> PreTrainedModel:
-    """A language model as `load_language_model` loads it, once `check_teacher` has found nothing. Raises as both do."""
-    model = load_language_model(
-        name, objective=objective, revision=revision, attention=attention, dtype=dtype, device=device, spread=spread
-    )
+    """A language model as `load_language_model` loads it, once `check_teacher` has found nothing. Raises as both do.
+
+    What `spread` puts on the disk is removed with the model.
+    """
+    try:
+        model = load_language_model(
+            name, objective=objective, revision=revision, attention=attention, dtype=dtype, device=device, spread=spread
+        )
+    except BaseException:
+        if spread is not None:
+            shutil.rmtree(spread.offload_folder, ignore_errors=True)
+        raise
+    if spread is not None:
+        weakref.finalize(model, shutil.rmtree, spread.offload_folder, ignore_errors=True)
     check_teacher(model, str(name), objective)
     return model
 
 
-def spread_of(machine: MachineConfig, work: Path) -> Spread | None:
-    """How `machine.device_map` spreads a teacher; None for one device. What goes to the disk goes below `work`."""
+def spread_of(machine: MachineConfig, work: Path, owner: str = "") -> Spread | None:
+    """How `machine.device_map` spreads a teacher; None for one device. What goes to the disk goes below `work`.
+
+    Into a folder of its own, as other processes may do the same. A process that is killed leaves it; named after its `owner`,
+    the fingerprint of a cache, it is swept with all else that such a process left of that cache.
+    """
     if machine.device_map is None:
         return None
-    return Spread(strategy=machine.device_map, max_memory=machine.max_memory, offload_folder=work / "offload")
+    folder = work / f"{TEMPORARY}{owner or 'teacher'}-offload-{os.getpid()}-{secrets.token_hex(4)}"
+    return Spread(strategy=machine.device_map, max_memory=machine.max_memory, offload_folder=folder)
 
 
 @torch.inference_mode()

@@ -39,7 +39,14 @@ class Guards:
         self._check_hidden()
 
     def check_against(self, sequence_offsets: Indices, original_ids: NDArray[np.integer[Any]]) -> None:
-        """The sequences are these, offsets i8 (S + 1,) and flat ids: none is missing, twice there, or changed on the way."""
+        """The sequences are these, offsets i8 (S + 1,) and flat ids: none is missing, twice there, or changed on the way.
+
+        Whether `check` has looked at them before or not.
+        """
+        if self.targets.sequence_offsets.ndim != 1:
+            raise self._refuse(
+                f"has sequence_offsets of shape {self.targets.sequence_offsets.shape}; expected one axis"
+            )
         found, expected = np.diff(self.targets.sequence_offsets.astype(np.int64)), np.diff(sequence_offsets)
         shared = min(len(found), len(expected))
         differs = found[:shared] != expected[:shared]
@@ -52,6 +59,10 @@ class Guards:
                 f"has {lengths[0]} in sequence {self.sequence_start + local}, position 0 onwards; expected {lengths[1]}, as in the tokens"
             )
         ids = self.targets.original_ids
+        if ids.shape != original_ids.shape:
+            raise self._refuse(
+                f"has original_ids of shape {ids.shape}; expected {original_ids.shape}, as in the tokens"
+            )
         same = ids == original_ids
         if not same.all():
             token = int(np.argmin(same))

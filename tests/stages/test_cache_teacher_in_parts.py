@@ -6,14 +6,18 @@ import pytest
 
 from stages import cache_teacher
 from stages.context import Artefacts, Context
+from stages.errors import InputError
 from storage import CacheReader, CacheWork, LockedError, Part
 from storage.remote import finished_caches
+from tests.stages.test_cache_teacher import published
 from tests.stages.test_cache_teacher_at_root import Messages, tracked
+from tests.storage.damage import flip_a_bit
 from tests.storage.remote_roots import opened
 
 
-def run(project, part=None, **more):
-    context = Context(artefacts=Artefacts(project=project.folder, **more), progress=(messages := Messages()))
+def run(project, part=None, device="cpu", **more):
+    artefacts = Artefacts(project=project.folder, **more)
+    context = Context(artefacts=artefacts, device=device, progress=(messages := Messages()))
     cache_teacher.run(project.config, context, part=part)
     return messages
 
@@ -46,6 +50,25 @@ def test_what_a_part_has_not_done_is_done_by_the_plain_run(make_project, cached)
     assert digest(project) == digest(cached)
     shards = CacheReader(cached.artefacts.cache).description.shard_ids()
     assert computed(project) == len(shards) - len(Part(1, 3).of_all(shards))
+
+
+NOWHERE = "meta"
+"""A device on which no teacher computes anything."""
+
+
+def test_where_no_shard_is_missing_the_teacher_is_loaded_only_for_a_head_that_is_missing_or_damaged(
+    make_project, cached
+):
+    project = make_project()
+    for _ in range(2):
+        run(project, Part(1, 1), device=NOWHERE if published(project) else "cpu")
+    (head,) = project.artefacts.cache_work.glob("*/head.safetensors")
+    flip_a_bit(head, 0)
+    with pytest.raises(InputError, match="on meta tensors"):
+        run(project, device=NOWHERE)
+    flip_a_bit(head, 0)
+    run(project, device=NOWHERE)
+    assert digest(project) == digest(cached)
 
 
 def test_a_part_is_refused_while_the_cache_is_held_by_a_coordinator(make_project, cached):

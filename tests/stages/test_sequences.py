@@ -93,6 +93,7 @@ def test_digests_are_recomputed_from_the_data(tokens):
     digests = TokenStore.open(tokens).content_digests()
     assert set(digests) == {"tokens", "tokenizer"}
     assert TokenStore.open(tokens).content_digests() == digests
+    assert TokenStore.open(tokens).recorded_digest == digests["tokens"]
     shutil.copy(tokens / "validation.parquet", tokens / "test.parquet")
     with pytest.raises(InputError, match=r"test.parquet is no longer what tokenize wrote"):
         TokenStore.open(tokens).content_digests()

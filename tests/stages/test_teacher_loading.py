@@ -1,3 +1,4 @@
+import gc
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from stages.heads import Head
 from stages.model_config import ModelShape
 from stages.models import Spread, encoder_hidden, encoder_states, load_model_config
 from stages.teacher_loading import check_teacher, load_teacher, spread_of
+from storage.files import remove_temporaries
 from tests.stages.tiny_models import CAUSAL_FAMILIES, MASKED_FAMILIES, tiny_bert, tiny_model
 
 FAMILIES = [*((kind, "masked") for kind in MASKED_FAMILIES), *((kind, "causal") for kind in CAUSAL_FAMILIES)]
@@ -196,6 +198,7 @@ def test_a_teacher_larger_than_one_device_says_what_it_says_on_one(tmp_path, kin
         objective=objective,
         spread=Spread(strategy="auto", max_memory={"cpu": f"{size * 2 / 3000}KB"}, offload_folder=tmp_path / "offload"),
     )
+    assert (tmp_path / "offload").is_dir()
     assert set(parts.hf_device_map.values()) == {"cpu", "disk"}
     ids, mask = batch(whole, 9, 14)
     for one, other in zip(
@@ -203,12 +206,21 @@ def test_a_teacher_larger_than_one_device_says_what_it_says_on_one(tmp_path, kin
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert Head.of(parts).files(torch.float16) == Head.of(whole).files(torch.float16)
+    del parts
+    gc.collect()
+    assert not (tmp_path / "offload").exists()
 
 
 def test_a_teacher_is_spread_over_devices_only_where_the_machine_is_told_to(tmp_path):
     assert spread_of(MachineConfig(device="cpu"), tmp_path) is None
-    spread = spread_of(MachineConfig(device="cpu", device_map="auto", max_memory={"cpu": "1GiB"}), tmp_path)
-    assert spread == Spread(strategy="auto", max_memory={"cpu": "1GiB"}, offload_folder=tmp_path / "offload")
+    machine = MachineConfig(device="cpu", device_map="auto", max_memory={"cpu": "1GiB"})
+    one, other = spread_of(machine, tmp_path, "1234"), spread_of(machine, tmp_path, "1234")
+    assert (one.strategy, one.max_memory, one.offload_folder.parent) == ("auto", {"cpu": "1GiB"}, tmp_path)
+    assert one.offload_folder != other.offload_folder
+    for spread in (one, other):  # of processes that were killed
+        spread.offload_folder.mkdir()
+    remove_temporaries(tmp_path, "1234")
+    assert not list(tmp_path.iterdir())
 
 
 def test_causal_models_load_in_the_arithmetic_of_their_files(tmp_path):

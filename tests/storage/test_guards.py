@@ -370,6 +370,16 @@ def test_a_token_that_was_changed_on_the_way_is_refused_with_its_place():
         targets.check_against(description, SHARD, offsets, ids)
 
 
+@pytest.mark.parametrize("name", ["original_ids", "sequence_offsets"])
+@pytest.mark.parametrize("change", [lambda array: array[:-1], lambda array: array[None]])
+def test_what_does_not_have_the_shape_of_the_tokens_is_refused_before_it_is_checked(name, change):
+    description = make_description(BALANCED)
+    targets = make_targets(description, SHARD)
+    read = read_back(targets)
+    with pytest.raises(InvalidTargetsError, match=r"shard train-v0-000001 has .*; expected"):
+        dataclasses.replace(targets, **{name: change(getattr(targets, name))}).check_against(description, SHARD, *read)
+
+
 @pytest.mark.parametrize("change", ["missing", "twice", "last one missing"])
 def test_a_sequence_that_is_missing_or_there_twice_is_refused_with_its_number(change):
     description = make_description(BALANCED)
