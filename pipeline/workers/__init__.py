@@ -32,7 +32,7 @@ def open_runner(
     """
     if workers is None and scheduler is None:
         return nullcontext(InProcess())
-    if config.machine.device_map is not None and workers != 1:
+    if tensors and config.machine.device_map is not None and workers != 1:
         raise ConfigError(
             f"machine.device_map is {config.machine.device_map}: one teacher takes all devices of a process; allowed with other "
             "processes: null (or cache-teacher --shards I/N, a process on each machine)"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,11 @@ from distributed import Client
 from pipeline.workers.logs import logged_to
 from stages.context import Progress
 from stages.errors import LostWorkersError
+from storage.files import TEMPORARY, writing
 
-SAME = ("distributed", "torch", "transformers", "zarr")
-"""Packages whose versions must be the same: what travels is pickled, and the shards of one cache are alike."""
+SAME = ("teacher-cache", "distributed", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "zarr")
+"""Packages whose versions must be the same: what travels is pickled, and the shards of one cache are alike, as are the parts of
+one token store."""
 CONNECT_SECONDS = 30
 LEAST_TTL_SECONDS = 3600.0
 """A worker whose process is held up by an item for longer than the scheduler's worker-ttl is taken for dead."""
@@ -54,25 +54,31 @@ class Cluster:
                 yield client
 
     def check(self, client: Client, addresses: Sequence[str]) -> None:
-        """Raise `LostWorkersError`, naming what is missing, where a worker cannot do the work."""
-        probe = self._project / f".tmp-probe-{secrets.token_hex(8)}"
-        probe.write_text(probe.name, encoding="utf-8")
+        """Raise `LostWorkersError`, naming what is missing, where a worker cannot do the work.
+
+        Raises `WriteError` where this process may not write in the project folder.
+        """
+        look = _look()
+        probe = self._project / f"{TEMPORARY}probe-{secrets.token_hex(8)}"
+        with writing("what the workers are to see", self._project):
+            probe.touch()
         try:
-            found = client.run(_look(), str(probe), SAME, workers=list(addresses), on_error="return")
+            ours = look(str(probe), SAME)
+            found = client.run(look, str(probe), SAME, workers=list(addresses), on_error="return")
         finally:
             probe.unlink(missing_ok=True)
-        ours = {"python": _python(), **{name: version(name) for name in SAME}}
         for address, said in found.items():
             wrong = self._wrong(said, ours)
             if wrong:
                 raise LostWorkersError(f"the worker at {address} cannot do this work: {wrong}")
 
-    def _wrong(self, said: Mapping[str, Any] | BaseException, ours: Mapping[str, str]) -> str | None:
+    def _wrong(self, said: Mapping[str, Any] | BaseException, ours: Mapping[str, Any]) -> str | None:
         if isinstance(said, BaseException):
             return f"it does not answer ({said!r})" if not isinstance(said, OSError) else None  # gone again
-        for name, expected in ours.items():
-            if said[name] != expected:
-                return f"it has {name} {said[name]}; expected {expected}, as here: start it from the same environment"
+        for name in ours["versions"] if said["project"] else said["versions"]:
+            has, expected = (versions.get(name, "unknown") for versions in (said["versions"], ours["versions"]))
+            if has != expected:
+                return f"it has {name} {has}; expected {expected}, as here: start it from the same environment"
         if not said["project"]:
             return (
                 "it cannot import `pipeline`; install this project in its environment, the same way as here "
@@ -94,10 +100,6 @@ class Cluster:
             )
 
 
-def _python() -> str:
-    return ".".join(platform.python_version_tuple()[:2])
-
-
 def _look() -> Callable[[str, Sequence[str]], dict[str, Any]]:
     # A function within a function travels as code: the worker need not be able to import this module.
     def look(probe: str, packages: Sequence[str]) -> dict[str, Any]:
@@ -106,18 +108,22 @@ def _look() -> Callable[[str, Sequence[str]], dict[str, Any]]:
         import pathlib
         import platform
 
-        found: dict[str, Any] = {"python": ".".join(platform.python_version_tuple()[:2])}
+        versions: dict[str, str | int] = {"Python": ".".join(platform.python_version_tuple()[:2])}
         for name in packages:
             try:
-                found[name] = importlib.metadata.version(name)
+                versions[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                found[name] = "not installed"
+                versions[name] = "not installed"
         try:
-            found["project"] = importlib.util.find_spec("pipeline.workers.process") is not None
+            project = importlib.util.find_spec("pipeline.workers.process") is not None
+            from stages import config
+
+            # What the same version of this project would do otherwise in a checkout that is older.
+            algorithms = {**config.ALGORITHMS, **getattr(config, "DRAWS", {})}
+            versions |= {f"algorithm {name}": number for name, number in algorithms.items()}
         except ImportError:
-            found["project"] = False
-        found["sees"] = pathlib.Path(probe).is_file()
-        return found
+            project = False
+        return {"versions": versions, "project": project, "sees": pathlib.Path(probe).is_file()}
 
     return look
 

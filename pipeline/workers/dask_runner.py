@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self
@@ -38,14 +38,14 @@ class Workers(Protocol):
     patience_seconds: float | None
     """How long there may be no worker at all; None: for ever."""
     drop_seconds: float
-    """How long items that were dropped are waited for."""
+    """How long items that were dropped are waited for. Those that go on are left to themselves, or end with their process."""
 
     @property
     def hint(self) -> str:
         """Where to look when something went wrong."""
 
     def connected(self, at_once: int) -> AbstractContextManager[Client]:
-        """A client of them; those that are started for it do `at_once` items at the same time."""
+        """A client of them; those that are started for it do `at_once` items at the same time, and end with it at once."""
 
     def check(self, client: Client, addresses: Sequence[str]) -> None:
         """Raise `LostWorkersError` where one of these workers cannot do the work."""
@@ -65,6 +65,9 @@ class DaskRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         self._client = None
         self._stack.close()
 
@@ -73,13 +76,18 @@ class DaskRunner:
 
         Raises `LostWorkersError` where the workers cannot do the work, or the scheduler is gone.
         """
+        items = iter(items)
+        first = list(islice(items, 1))
+        if not first:
+            return
         if self._client is None:
             self._client = self._stack.enter_context(self._workers.connected(job.at_once))
         hand: _Hand[Item, Result] = _Hand(self._client, self._workers, self._machine, pickle.dumps(job), job.at_once)
         try:
-            yield from hand.outcomes(items, place)
+            yield from hand.outcomes(chain(first, items), place)
         finally:
-            hand.let_go()
+            if not hand.let_go():
+                self._disconnect()
 
 
 def _work() -> Callable[[bytes], Any]:
@@ -146,23 +154,27 @@ class _Hand(Generic[Item, Result]):
                 outcome = Failed(item, self._kills(item))
             yield outcome
 
-    def let_go(self) -> None:
-        """Have what is still in hand dropped, wait for that, and let the workers forget the job."""
+    def let_go(self) -> bool:
+        """Have what is still in hand dropped and the job forgotten; whether all workers did so in time."""
         if self.client.status != "running":
-            return
+            return False
+        end = time.monotonic() + self.workers.drop_seconds
         with suppress(OSError, TimeoutError):
+            self._tell(process.drop, end)  # also what a worker that was given up for lost may still have
             if self.under_way:
-                self.client.run(process.drop, self.token, on_error="ignore")
                 self.client.cancel([future for future, _ in self.under_way.values()], force=True)
                 self.under_way.clear()
-                end = time.monotonic() + self.workers.drop_seconds
-                while time.monotonic() < end and any(self._busy()):
-                    time.sleep(TICK_SECONDS)
-            self.client.run(process.end, self.token, on_error="ignore")
+            while not all(self._tell(process.end, end).values()):
+                if time.monotonic() > end:
+                    return False
+                time.sleep(TICK_SECONDS)
+            return True
+        return False
 
-    def _busy(self) -> Iterable[int]:
-        found: dict[str, Any] = self.client.run(process.busy, self.token, on_error="ignore")
-        return [number or 0 for number in found.values()]
+    def _tell(self, what: Callable[[str], Any], end: float) -> dict[str, Any]:
+        """What each worker answers. Raises `TimeoutError` where one does not before `end`: it may hang in a kernel."""
+        left = max(TICK_SECONDS, end - time.monotonic())
+        return self.client.run(what, self.token, on_error="ignore", callback_timeout=left)  # type: ignore[no-any-return]
 
     def _room(self) -> int:
         """Items that may be under way: one more per worker than it does at once. Some too while there is none: they call one."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class LocalWorkers:
     patience_seconds: float | None = 60.0
     """How long there may be no worker at all."""
     drop_seconds = 2.0
-    """What has not noticed by then ends with its process."""
+    """What has not noticed by then is killed with its process."""
 
     def __init__(self, workers: int, threads: int, gpus: Sequence[str], log: Path) -> None:
         self._workers, self._threads, self._gpus, self._log = workers, threads, gpus, log
@@ -77,6 +78,7 @@ class LocalWorkers:
                 raise LostWorkersError(
                     f"{self._workers} worker processes could not be started ({error}); {self.hint}"
                 ) from error
+            stack.callback(cluster.sync, _kill, cluster)
             yield client
 
     def check(self, client: Client, addresses: Sequence[str]) -> None:
@@ -97,6 +99,15 @@ class LocalWorkers:
             "dashboard": False,
             "dashboard_address": f"{HOST}:0",
         }
+
+
+async def _kill(cluster: SpecCluster) -> None:
+    """End the processes, whatever they do: what they publish appears whole or not at all. Asked, they would end their items first."""
+    for nanny in cluster.workers.values():
+        nanny.close_gracefully()  # it starts no other in its place
+        if nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
 
 @contextmanager

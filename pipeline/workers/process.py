@@ -73,6 +73,8 @@ def work(token: str, job: bytes, machine: Machine, item: Any) -> Any:
     finally:
         with _PROCESS.beginning:
             _PROCESS.in_hand[token] -= 1
+        if token in _PROCESS.dropped:
+            end(token)
 
 
 def _begin(token: str, job: bytes, machine: Machine) -> _Begun:
@@ -94,14 +96,15 @@ def drop(token: str) -> None:
     _PROCESS.dropped.add(token)
 
 
-def busy(token: str) -> int:
-    """Items of the job that are in hand here."""
-    return _PROCESS.in_hand.get(token, 0)
+def end(token: str) -> bool:
+    """Let go of what the job has loaded, unless items are in hand; whether that is done.
 
-
-def end(token: str) -> None:
-    """Let go of what the job has loaded."""
+    It does not wait for them, as it is called where the worker answers its scheduler: the last of those that are dropped does it.
+    """
+    if _PROCESS.in_hand.get(token):
+        return False
     begun = _PROCESS.begun.pop(token, None)
     if begun is not None:
         begun.stack.close()
     _PROCESS.in_hand.pop(token, None)
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -27,6 +28,10 @@ class Numbers:
     invalid: frozenset[int] = frozenset()
     slow: frozenset[int] = frozenset()
     """Never come to an end, unless asked to stop."""
+    stuck: frozenset[int] = frozenset()
+    """Come to an end when the file `enough` is there, whoever asks to stop."""
+    hung: frozenset[int] = frozenset()
+    """Never come to an end, and hold up the whole process."""
     at_once: int = 2
 
     @contextmanager
@@ -45,6 +50,10 @@ class Numbers:
                 if place.should_stop():
                     raise Interrupted("dropped")
                 time.sleep(0.01)
+            while number in self.stuck and not (self.folder / "enough").exists():
+                time.sleep(0.01)
+            if number in self.hung:
+                ctypes.PyDLL(None).pause()  # a PyDLL keeps the interpreter's lock
             time.sleep(0.02)
             return number * number, os.getpid()
 

@@ -103,12 +103,13 @@ def test_a_worker_that_cannot_do_the_work_is_named_with_what_it_lacks_and_a_lost
 
 
 def test_what_a_worker_lacks_is_seen_where_it_runs(tmp_path):
-    found = _look()(str(tmp_path / "not there"), [*SAME, "no-such-package"])
-    assert not found["sees"]
-    assert found["project"]
-    assert found["no-such-package"] == "not installed"
+    ours = _look()(str(tmp_path), [*SAME, "no-such-package"])
+    assert not ours["sees"]
+    assert ours["project"]
+    assert ours["versions"]["no-such-package"] == "not installed"
     cluster = Cluster("tcp://node0:8786", tmp_path, Silent())
-    ours = {name: found[name] for name in ("python", *SAME)}
-    assert f"does not see the project folder {tmp_path}" in cluster._wrong(found, ours)
-    assert cluster._wrong({**found, "sees": True}, ours) is None
-    assert "it has torch 1.0; expected" in cluster._wrong({**found, "torch": "1.0"}, ours)
+    assert f"does not see the project folder {tmp_path}" in cluster._wrong(ours, ours)
+    assert cluster._wrong({**ours, "sees": True}, ours) is None
+    for name, has in {"torch": "1.0", "tokenizers": "0.1", "algorithm masking": 0}.items():
+        said = {**ours, "sees": True, "versions": {**ours["versions"], name: has}}
+        assert cluster._wrong(said, ours).startswith(f"it has {name} {has}; expected {ours['versions'][name]}, as here")

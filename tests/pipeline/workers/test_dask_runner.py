@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import closing
 
+import psutil
 import pytest
 
 from pipeline.workers.cluster import Cluster
@@ -99,6 +101,41 @@ def test_asked_to_stop_it_drops_what_is_in_hand_and_says_so(runner, tmp_path):
     assert isinstance(outcomes[-1].error, Interrupted)
     assert sorted(job.noted("begun")) == sorted(job.noted("ended"))
     assert squares(run(runner, Numbers(tmp_path), range(3))) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("how", ["stuck", "hung"])
+def test_asked_to_stop_it_kills_the_processes_of_items_that_do_not_notice(runner, tmp_path, how):
+    job = Numbers(tmp_path, **{how: frozenset({3, 4})})
+    place = Place(should_stop=lambda: {3, 4} <= set(job.noted("started")))
+    outcomes = run(runner, job, [3, 4], place)
+    assert isinstance(outcomes[-1].error, Interrupted)
+    processes = job.noted("begun")
+    assert len(processes) == 2
+    assert not any(psutil.pid_exists(process) for process in processes)
+    assert squares(run(runner, Numbers(tmp_path), range(3))) == [0, 1, 4]
+
+
+def test_a_cluster_is_left_with_an_item_that_does_not_notice_and_forgets_the_job_after_it(runner, tmp_path):
+    (tmp_path / "first").mkdir()
+    run(runner, Numbers(tmp_path / "first"), [1])
+    cluster = Cluster(runner._client.scheduler.address, tmp_path, Silent())
+    cluster.drop_seconds = 0.5
+    job = Numbers(tmp_path, stuck=frozenset({3}))
+    place = Place(should_stop=lambda: 3 in job.noted("started"))
+    (tmp_path / "next").mkdir()
+    with DaskRunner(cluster, MACHINE) as other:
+        assert isinstance(run(other, job, [3], place)[-1].error, Interrupted)
+        assert squares(run(other, Numbers(tmp_path / "next"), range(3))) == [0, 1, 4]
+    assert job.noted("ended") == []
+    (tmp_path / "enough").touch()
+    while job.noted("ended") != job.noted("begun"):
+        time.sleep(0.01)
+
+
+def test_without_items_no_process_is_started(tmp_path):
+    with DaskRunner(LocalWorkers(1, 1, [], tmp_path / "workers.log"), MACHINE) as runner:
+        assert run(runner, Numbers(tmp_path), []) == []
+        assert runner._client is None
 
 
 def test_the_workers_of_a_cluster_that_is_there_are_used_and_left_running(runner, tmp_path):
