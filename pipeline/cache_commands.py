@@ -62,7 +62,12 @@ def info(folder: Path | None, project: Path, as_json: bool, debug: bool) -> None
     metavar="N",
     help="Also run N sequences of the cache through models/teacher and compare.",
 )
-@click.option("--device", default="auto", show_default=True, help="Where the teacher runs: auto, cpu, cuda, cuda:1.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where the teacher runs: auto (by machine.device_map, where params.yaml sets it), cpu, cuda, cuda:1.",
+)
 def verify(
     folder: Path | None, project: Path, as_json: bool, debug: bool, deep: bool, sequences: int | None, device: str
 ) -> None:

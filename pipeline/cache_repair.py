@@ -39,7 +39,7 @@ from storage.verify import CacheCheck
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Found:
+class Found:
     """What there is to repair."""
 
     unfit: list[ShardId]
@@ -74,7 +74,7 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     if found is None:
         context.progress.message(f"{artefacts.cache} is whole; there is nothing to repair")
         return
-    config, context = _as_it_was_computed(config, context, found, inexact=inexact)
+    config, context = as_it_was_computed(config, context, found, inexact=inexact)
     before = root_digest_before(artefacts.cache, artefacts.cache_work, description.fingerprint)
     report = artefacts.cache_run.read_text(encoding="utf-8") if artefacts.cache_run.is_file() else None
 
@@ -95,7 +95,7 @@ def _splits_at(folder: Path) -> list[Split]:
     return [split for split in SPLITS if manifest is None or split in manifest.counts]
 
 
-def _look(folder: Path, context: Context, description: CacheDescription, *, resumed: bool) -> _Found | None:
+def _look(folder: Path, context: Context, description: CacheDescription, *, resumed: bool) -> Found | None:
     """What is bad in `folder`; None where nothing is. In the work folder of a repair that was killed, it is not said again."""
     check = CacheCheck(folder, description=description, workers=context.threads)
     run_checks(check, context, deep=True)
@@ -111,7 +111,7 @@ def _look(folder: Path, context: Context, description: CacheDescription, *, resu
         shard: manifest.computed_with for shard, manifest in check.shards.items() if manifest_file(shard) not in damaged
     }
     known = [believed[shard] for shard in bad if shard in believed] or list(believed.values())
-    return _Found(unfit=check.unfit, bad=len(bad), computed_with=_most_common(known))
+    return Found(unfit=check.unfit, bad=len(bad), computed_with=_most_common(known))
 
 
 def _most_common(values: list[dict[str, Any]]) -> Mapping[str, Any]:
@@ -140,14 +140,15 @@ def _refuse_another(folder: Path, description: CacheDescription) -> None:
         )
 
 
-def _as_it_was_computed(config: Config, context: Context, found: _Found, *, inexact: bool) -> tuple[Config, Context]:
-    """Parameters and context with the batch size and the number of threads that give the same bits.
+def as_it_was_computed(config: Config, context: Context, found: Found, *, inexact: bool) -> tuple[Config, Context]:
+    """Parameters and context with the batch size, the compiler or not, and the number of threads that give the same bits.
 
     Raises `MismatchError` where the rest of the hardware is another one and `inexact` does not allow that.
     """
     recorded = found.computed_with
     if not found.bad or not recorded:
         return config, context
+    config = replace(config, cache=replace(config.cache, compile=bool(recorded.get("compiled"))))
     if isinstance(recorded.get("batch_tokens"), int):
         config = replace(config, cache=replace(config.cache, batch_tokens=recorded["batch_tokens"]))
     if isinstance(recorded.get("threads"), int):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.params import read_params
+from stages.config import MachineConfig
+from stages.config.base import build
 from stages.context import Context
 from stages.errors import StageError
 from storage.errors import CorruptError
@@ -84,7 +87,15 @@ def _against_teacher(check: CacheCheck, context: Context, sequences: int, device
     name = tensor_device.resolve_device(device)
     context = replace(context, device=name, threads=tensor_device.set_up(name, threads))
     computed_with = {shard: manifest.computed_with for shard, manifest in check.shards.items()}
-    return compare_with_teacher(CacheReader(check.folder), context, sequences, computed_with)
+    # A device that was named is the one that is meant, whatever the machine's parameters say.
+    machine = _machine(context.artefacts.project / "params.yaml") if device == "auto" else None
+    return compare_with_teacher(CacheReader(check.folder), context, sequences, computed_with, machine)
+
+
+def _machine(params_file: Path) -> MachineConfig | None:
+    """That section of the parameters alone; None where there are none: a cache is verified without them."""
+    section = read_params(params_file).get("machine") if params_file.is_file() else None
+    return None if section is None else build(MachineConfig, section, "machine")
 
 
 def _print(check: CacheCheck, context: Context, deep: bool, agreement: Agreement | None) -> None:

@@ -84,7 +84,7 @@ def teacher(config: Config, context: Context) -> None:
 )
 @click.option(
     "--sample-tokens",
-    default=20480,
+    default=20_480,
     show_default=True,
     type=click.IntRange(min=1),
     help="Tokens to run through the teacher, about; more is closer, and slower.",

@@ -80,7 +80,7 @@ def show(planned: Json, progress: Progress) -> None:
         {
             "device": planned["device"],
             "parameters": teacher["parameters"],
-            "arithmetic": f"{teacher['precision']}, {teacher['attention']}",
+            "arithmetic": f"{teacher['precision']}, {teacher['attention']}{', compiled' * teacher['compiled']}",
             "tokens per second": teacher["tokens_per_second"],
             "slowest and fastest piece": f"{teacher['slowest']:,.0f} to {teacher['fastest']:,.0f}",
         },

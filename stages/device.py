@@ -12,6 +12,14 @@ from stages.errors import ConfigError
 Precision = Literal["float32", "bfloat16"]
 
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
+    """Torch's dtype of an arithmetic as `cache.precision` and `cache.head_dtype` name it."""
+    return _DTYPES[name]
+
+
 def resolve_device(name: str, local_rank: int = 0) -> str:
     """The torch device for `machine.device`: `auto` is a GPU if there is one; `cuda` is this process's own GPU.
 

@@ -69,8 +69,7 @@ class Head:
     def load(cls, folder: Path) -> Head:
         """The head stored in a cache, in float32 whatever its dtype on disk."""
         description = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / "head.safetensors").items()}
-        return cls(tuple(description["steps"]), tensors)
+        return cls(tuple(description["steps"]), load_file(folder / "head.safetensors")).float()
 
     def files(self, dtype: torch.dtype) -> dict[str, bytes]:
         """`head.json` and `head.safetensors` as bytes, the tensors in `dtype`."""
@@ -91,6 +90,10 @@ class Head:
     def to(self, device: torch.device | str) -> Head:
         """The same head with its tensors on `device`."""
         return Head(self.steps, {name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def float(self) -> Head:
+        """The same head in float32, its tensors detached: those that are float32 already stay the ones they were."""
+        return Head(self.steps, {name: tensor.detach().float() for name, tensor in self.tensors.items()})
 
     @property
     def projection(self) -> tuple[Tensor, Tensor | None]:

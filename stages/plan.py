@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stages.cache_description import describe
 from stages.config import CacheConfig, Config
 from stages.context import Context
+from stages.device import torch_dtype
 from stages.heads import Head
 from stages.models import count_parameters, require_model
 from stages.planning.break_even import StudentRun, stage_one_hours
@@ -23,14 +22,16 @@ from storage import CacheDescription
 from storage.disk_probe import scratch
 from storage.size_estimate import ShardCost, bytes_beside_shards
 
-SAMPLE_TOKENS = 20_480
-"""Of the train split that are run through the teacher, about."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def run(
-    config: Config, context: Context, *, workers: Sequence[int] = (1, 2, 4, 8), sample_tokens: int = SAMPLE_TOKENS
+    config: Config, context: Context, *, sample_tokens: int, workers: Sequence[int] = (1, 2, 4, 8)
 ) -> dict[str, Any]:
     """The plan as plain JSON (docs/planning.md). Writes nothing but probes into `.cache-work`, which are removed.
+
+    About `sample_tokens` tokens of the train split are run through the teacher (`draw_samples`).
 
     Raises `InputError` where tokens or teacher are missing, do not fit each other, or the teacher gives NaN, `LockedError`
     where another plan is being made, `storage.errors.WriteError` where nothing may be written, and `Interrupted` between two
@@ -44,7 +45,7 @@ def run(
         artefacts.teacher,
         objective=config.teacher.objective,
         attention=config.cache.attention,
-        dtype=getattr(torch, config.cache.precision),
+        dtype=torch_dtype(config.cache.precision),
         device=context.device,
         spread=spread_of(config.machine, artefacts.cache_work),
     )
@@ -69,7 +70,7 @@ def run(
     student_run = StudentRun.of(config, description, online, costs["train"].read_seconds_per_row)
     return {
         "fingerprint": description.fingerprint,
-        "device": context.device,
+        "device": _devices(config, context, teacher),
         "threads": context.threads,
         "preset": config.cache.preset,
         "positions": config.cache.positions,
@@ -86,6 +87,7 @@ def run(
             "parameters": count_parameters(teacher),
             "precision": config.cache.precision,
             "attention": config.cache.attention,
+            "compiled": config.cache.compile,
             "batch_tokens": config.cache.batch_tokens,
             "tokens_to_run": to_run,
             "tokens_per_second": round(stage_one.tokens_per_second, 1),
@@ -102,10 +104,18 @@ def run(
     }
 
 
+def _devices(config: Config, context: Context, teacher: PreTrainedModel) -> str:
+    """That which the teacher runs on, or all that `machine.device_map` has spread it over."""
+    if config.machine.device_map is None:
+        return context.device
+    placed: Mapping[str, int | str] = vars(teacher)["hf_device_map"]  # set by transformers, without a declaration
+    places = dict.fromkeys(placed.values())  # a GPU has a number, and the others names
+    return ", ".join(f"cuda:{place}" if isinstance(place, int) else str(place) for place in places)
+
+
 def _bytes_beside(cache: CacheConfig, description: CacheDescription, head: Head, tokens: TokenStore) -> int:
     """What a cache of this description holds once."""
-    dtype = getattr(torch, cache.head_dtype)
-    return bytes_beside_shards(description, head.files(dtype), tokens.tokenizer_folder)
+    return bytes_beside_shards(description, head.files(torch_dtype(cache.head_dtype)), tokens.tokenizer_folder)
 
 
 def _preset(

@@ -26,11 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, to_batch
+from stages.config import MachineConfig
 from stages.context import Context
+from stages.device import torch_dtype
 from stages.errors import InputError
 from stages.heads import Head, row_chunks
 from stages.model_config import ModelShape
-from stages.models import encoder_hidden, load_language_model, require_model, weights_digest
+from stages.models import encoder_hidden, head_device, input_device, load_language_model, require_model, weights_digest
+from stages.teacher_loading import spread_of
 from storage import CacheDescription, CacheReader, ShardId, Split, decode_hidden, encode_hidden
 
 ROUNDING = {
@@ -47,7 +50,6 @@ HARDWARE = ("device", "torch", "threads")
 """The fields of `computed_with` that decide which of the two it is."""
 _BATCH = 16
 """Sequences that go through the teacher together."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +85,17 @@ class Agreement:
 
 
 def compare_with_teacher(
-    reader: CacheReader, context: Context, sequences: int, computed_with: Mapping[ShardId, Mapping[str, Any]]
+    reader: CacheReader,
+    context: Context,
+    sequences: int,
+    computed_with: Mapping[ShardId, Mapping[str, Any]],
+    machine: MachineConfig | None = None,
 ) -> Agreement:
     """Run `sequences` sequences of the cache, spread evenly over its shards, through the teacher and compare.
 
-    `computed_with` is what the manifests of the shards say. Raises `InputError` where models/teacher is missing or is not
-    the teacher that the cache was made with, `CorruptError` where a shard cannot be read.
+    `computed_with` is what the manifests of the shards say; with a `machine` that has a `device_map` the teacher is spread
+    over devices as that says. Raises `InputError` where models/teacher is missing or is not the teacher that the cache was
+    made with, `CorruptError` where a shard cannot be read.
     """
     description = reader.description
     folder = context.artefacts.teacher
@@ -104,16 +111,18 @@ def compare_with_teacher(
         folder,
         objective=description.objective,
         attention=made["attention"],
-        dtype=_DTYPES[made["precision"]],
+        dtype=torch_dtype(made["precision"]),
         device=context.device,
+        spread=None if machine is None else spread_of(machine, context.artefacts.cache_work),
     )
     chosen = spread(description, sequences)
     same = all(_same_hardware(computed_with.get(shard, {}), context) for shard in chosen)
     sums: dict[Split, _Sums] = {}
     context.progress.begin("compare with the teacher", sum(map(len, chosen.values())), "sequences")
+    device = head_device(teacher)
     with torch.inference_mode():
-        heads = Head.of(teacher), Head.load(reader.folder).to(context.device)
-        exact = Head(heads[0].steps, {name: tensor.float() for name, tensor in heads[0].tensors.items()})
+        heads = Head.of(teacher), Head.load(reader.folder).to(device)
+        exact = heads[0].float()
         for shard, places in chosen.items():
             comparison = _Comparison(
                 decoder_for(description, shard.split),
@@ -128,10 +137,11 @@ def compare_with_teacher(
                 rows = arrays.select(np.asarray(places[begin : begin + _BATCH]))
                 wanted = Wanted(hidden=comparison.has_hidden, logits=True)
                 batch = {
-                    name: tensor.to(context.device)
+                    name: tensor.to(device)
                     for name, tensor in to_batch(rows, pad_id=description.pad_id, wanted=wanted).items()
                 }
-                states = encoder_hidden(teacher, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)
+                seen = (batch[name].to(input_device(teacher)) for name in ("input_ids", "attention_mask"))
+                states = encoder_hidden(teacher, *seen).flatten(0, 1)
                 comparison.add(sums.setdefault(shard.split, _Sums()), states[batch["row_index"]].float(), batch)
                 context.progress.advance(rows.sequence_ids.size, shard=str(shard))
     return Agreement(

@@ -52,7 +52,8 @@ def expected_counts(config: Config, split: SplitDescription) -> dict[str, float]
 
     Rows are expected values where chance decides: a share of the tokens is masked, and of the others a share sampled.
     """
-    masked, layout = config.masking.probability, split.layout  # only the train split's positions may be fewer than all
+    layout = split.layout  # only the train split's positions may be fewer than all
+    masked = 0.0 if config.teacher.objective == "causal" else config.masking.probability
     sampled = masked + layout.position_fraction * (1 - masked)
     tokens = split.tokens * split.variants
     rows = tokens * {"all": 1.0, "masked": masked, "sampled": sampled}[layout.positions]

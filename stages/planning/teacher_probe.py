@@ -14,7 +14,8 @@ import torch
 from stages.config import Config
 from stages.context import Context
 from stages.heads import Head, row_chunks
-from stages.models import encoder_hidden
+from stages.model_config import ModelShape
+from stages.models import encoder_hidden, head_device, input_device
 from stages.planning import KEPT
 from stages.planning.sizes import Coded, Held, encode_sample, widest
 from stages.teacher_targets import SeenSequences, TargetsComputer
@@ -81,26 +82,30 @@ class TeacherProbe:
 
     def __init__(self, teacher: PreTrainedModel, head: Head, config: Config, context: Context, *, pad_id: int) -> None:
         self._teacher, self._context, self._pad_id = teacher, context, pad_id
-        self._head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
+        self._head = head.float()
         self._batch_tokens, self._micro_batch_size = config.cache.batch_tokens, config.train.micro_batch_size
-        self._clock = _clock_of(context.device)
+        self._compiled = config.cache.compile
+        # Where the teacher's results arrive, and whose clock therefore counts: it may be spread over several devices.
+        self._device = head_device(teacher)
+        self._clock = _clock_of(self._device)
 
     def begin(self, samples: Mapping[Split, Sequence[SeenSequences]]) -> None:
         """Announce what is to be run: all pieces once for the presets, those of the train split twice more, for the speed."""
         tokens = {split: sum(len(piece.original_ids) for piece in pieces) for split, pieces in samples.items()}
-        warming_up = 2 * len(samples["train"][0].original_ids)
+        warming_up = 2 * sum(len(piece.original_ids) for piece in self._to_warm_up(samples["train"]))
         self._context.progress.begin(
             "probe the teacher", sum(tokens.values()) + 2 * tokens["train"] + warming_up, "tokens"
         )
 
     def stage_one(self, description: CacheDescription, pieces: Sequence[SeenSequences]) -> StageOne:
-        """The train split as configured. The first piece is run once more before the others, to warm up."""
+        """The train split as configured, once it is warm: kernels are chosen, and all that is compiled has been."""
         layout, rates = description.splits["train"].layout, []
 
         def timed() -> Iterator[ShardTargets]:
-            computer = self._computer(description)
-            computer.compute(pieces[0], layout)
-            self._done(pieces[0])
+            computer = self._computer(description, compiled=self._compiled)
+            for piece in self._to_warm_up(pieces):
+                computer.compute(piece, layout).targets()
+                self._done(piece)
             for piece in pieces:
                 started = self._clock()
                 targets = computer.compute(piece, layout).targets()
@@ -126,39 +131,45 @@ class TeacherProbe:
     @torch.inference_mode()
     def online(self, pieces: Sequence[SeenSequences]) -> Online:
         """The encoder on micro-batches as a training gives them, in no order of length, and the head; medians."""
-        seconds = []
-        for piece in (pieces[0], *pieces):
+        seconds, warm_up = [], self._to_warm_up(pieces)
+        for piece in (*warm_up, *pieces):
             started = self._clock()
             for input_ids, attention_mask in micro_batches(piece, self._micro_batch_size, self._pad_id):
                 self._encode(input_ids, attention_mask)
             seconds.append((self._clock() - started) / len(piece.original_ids))
             self._done(piece)
         return Online(
-            encoder_seconds_per_token=statistics.median(seconds[1:]),
+            encoder_seconds_per_token=statistics.median(seconds[len(warm_up) :]),
             head_seconds_per_row=self._head_seconds_per_row(),
             memory=self._memory(pieces[0]),
         )
 
-    def _computer(self, description: CacheDescription) -> TargetsComputer:
+    def _computer(self, description: CacheDescription, *, compiled: bool = False) -> TargetsComputer:
+        """`compiled`: the teacher is so from then on, whoever runs it."""
         return TargetsComputer(
             self._teacher,
             temperatures=description.temperatures,
             pad_id=self._pad_id,
             batch_tokens=self._batch_tokens,
+            compiled=compiled,
         )
+
+    def _to_warm_up(self, pieces: Sequence[SeenSequences]) -> Sequence[SeenSequences]:
+        """The first piece; where the teacher is compiled all, as each kind of shape is compiled when it is first met."""
+        return pieces if self._compiled else pieces[:1]
 
     def _done(self, piece: SeenSequences) -> None:
         self._context.progress.advance(len(piece.original_ids))
         self._context.stop_if_asked(KEPT)
 
     def _encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        device = self._context.device
+        device = input_device(self._teacher)
         encoder_hidden(self._teacher, input_ids.to(device), attention_mask.to(device))
 
     def _head_seconds_per_row(self) -> float:
         """In float32, chunk by chunk, on any hidden state: the speed does not depend on the values."""
         numbers = torch.Generator().manual_seed(0)
-        hidden = torch.randn(HEAD_ROWS, self._head.hidden_size, generator=numbers).to(self._context.device)
+        hidden = torch.randn(HEAD_ROWS, self._head.hidden_size, generator=numbers).to(self._device)
         seconds = []
         for _ in range(1 + HEAD_ROUNDS):
             started = self._clock()
@@ -168,22 +179,18 @@ class TeacherProbe:
         return statistics.median(seconds[1:]) / HEAD_ROWS  # the first one takes memory and chooses kernels
 
     def _memory(self, piece: SeenSequences) -> TeacherMemory:
-        """Measured on a GPU; on a CPU, whose allocator tells nothing, from the shapes of what exists at a time."""
-        device, hidden_size = self._context.device, self._head.hidden_size
+        """Measured on GPUs; elsewhere, where no allocator tells, from the shapes of what exists at a time."""
         input_ids, attention_mask = next(micro_batches(piece, self._micro_batch_size, self._pad_id))
-        if torch.device(device).type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
+        devices = {parameter.device for parameter in self._teacher.parameters()}
+        if all(device.type == "cuda" for device in devices):
+            for device in devices:
+                torch.cuda.reset_peak_memory_stats(device)
+            before = sum(map(torch.cuda.memory_allocated, devices))
             self._encode(input_ids, attention_mask)
-            activations = torch.cuda.max_memory_allocated(device) - before
+            activations = sum(map(torch.cuda.max_memory_allocated, devices)) - before
             method = "measured"
         else:
-            layers = self._teacher.base_model.modules()
-            widest_layer = max(layer.out_features for layer in layers if isinstance(layer, torch.nn.Linear))
-            # Of a block, the feed-forward is the widest: its input, the residual beside it, and the wide layer before and
-            # after the activation. In attention: input, queries, keys, values and what comes of them.
-            values = max(2 * hidden_size + 2 * widest_layer, 5 * hidden_size)
-            activations = input_ids.numel() * values * self._teacher.dtype.itemsize
+            activations = input_ids.numel() * values_per_token(self._teacher) * self._teacher.dtype.itemsize
             method = "from shapes"
         return TeacherMemory(
             weights=sum(tensor.numel() * tensor.element_size() for tensor in self._teacher.parameters()),
@@ -191,6 +198,24 @@ class TeacherProbe:
             method=method,
             head=sum(tensor.numel() * tensor.element_size() for tensor in self._head.tensors.values()),
         )
+
+
+def values_per_token(teacher: PreTrainedModel) -> int:
+    """Values that exist at a time for each token while a block without gradients is computed, by the shapes of its weights.
+
+    Of a block, the feed-forward is the widest: its input, the residual beside it, and the wide layer before and after the
+    activation. In attention: input, queries, keys, values and what comes of them.
+    """
+    hidden_size = ModelShape.of(teacher.config.to_dict()).hidden_size
+    matrices = (
+        parameter
+        for module in teacher.base_model.modules()
+        if not isinstance(module, torch.nn.Embedding)  # as high as the vocabulary, of which each token reads one row
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim >= 2  # experts have theirs in a stack
+    )
+    widest_layer = max((max(matrix.shape[-2:]) for matrix in matrices), default=hidden_size)
+    return max(2 * hidden_size + 2 * widest_layer, 5 * hidden_size)
 
 
 def micro_batches(seen: SeenSequences, size: int, pad_id: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -205,9 +230,9 @@ def micro_batches(seen: SeenSequences, size: int, pad_id: int) -> Iterator[tuple
         yield torch.from_numpy(ids), torch.from_numpy(real.astype(np.int64))
 
 
-def _clock_of(device: str) -> Callable[[], float]:
+def _clock_of(device: torch.device) -> Callable[[], float]:
     """Seconds, once the device is idle."""
-    if torch.device(device).type == "cpu":
+    if device.type == "cpu":
         return time.perf_counter
 
     def clock() -> float:

@@ -13,8 +13,10 @@ import pytest
 import zarr
 from click.testing import CliRunner
 
+from pipeline.cache_repair import Found, as_it_was_computed
 from pipeline.cli import cli
 from stages import cache_teacher
+from stages.verify_against_teacher import hardware
 from storage import CacheDescription, CacheReader, CacheWork, ShardId, verify_cache
 from storage.manifest import FileRecord, RootManifest
 from tests.storage.damage import vouch_for_what_is_there
@@ -284,6 +286,17 @@ def test_a_cache_from_another_device_is_repaired_only_where_that_is_allowed(proj
     assert verify_cache(project.artefacts.cache, deep=True)
 
 
+@pytest.mark.parametrize(("device", "code"), [("auto", 2), ("cpu", 0)])
+def test_the_teacher_of_a_comparison_is_spread_as_the_parameters_say_unless_a_device_is_named(project, device, code):
+    params = project.folder / "params.yaml"
+    params.write_text("machine: {device: cpu, device_map: everywhere}")
+    done = pipeline(project, "verify", "--against-teacher", "2", "--device", device)
+    assert done.exit_code == code, done.stderr
+    assert ("machine.device_map is 'everywhere'; allowed: auto" in done.stderr) == (code == 2)
+    params.unlink()
+    assert pipeline(project, "verify", "--against-teacher", "2", "--device", device).exit_code == 0
+
+
 def test_the_batch_size_of_the_cache_is_used_for_the_repair(project):
     right = digest(project)
     project.set(cache={"preset": "balanced", "batch_tokens": 32})
@@ -291,6 +304,14 @@ def test_the_batch_size_of_the_cache_is_used_for_the_repair(project):
     done = pipeline(project, "repair")
     assert done.exit_code == 0, done.stderr
     assert digest(project) == right
+
+
+@pytest.mark.parametrize("recorded", [{"compiled": 1}, {}])
+def test_a_repair_compiles_the_teacher_where_and_only_where_the_cache_was_computed_so(project, recorded):
+    project.set(cache={"preset": "balanced", "compile": not recorded})
+    found = Found(unfit=[], bad=1, computed_with={**hardware(project.context), "batch_tokens": 64, **recorded})
+    config, _ = as_it_was_computed(project.config, project.context, found, inexact=False)
+    assert (config.cache.compile, config.cache.batch_tokens) == (bool(recorded), 64)
 
 
 def test_a_repair_while_another_process_writes_the_cache_is_kept_out(project):

@@ -59,6 +59,7 @@ SCHEMA = {
         "parameters": int,
         "precision": str,
         "attention": str,
+        "compiled": bool,
         "batch_tokens": int,
         "tokens_to_run": int,
         "tokens_per_second": NUMBER,

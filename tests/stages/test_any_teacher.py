@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from stages import cache_teacher, corpus, init_student, teacher, tokenize_corpus
+from stages import cache_teacher, corpus, init_student, plan, teacher, tokenize_corpus
 from stages.cache_location import open_cache
 from stages.config import ConfigError, cache_spec
 from stages.context import Artefacts, Context
@@ -229,6 +229,32 @@ def test_a_causal_cache_is_verified_against_its_teacher(causal):
     agreement = compare_with_teacher(reader, project.context, 20, {})
     assert agreement.within
     assert agreement.positions > 20
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_cache_of_a_causal_teacher_is_planned_with_the_positions_it_will_have(causal, kind):
+    sampled = {"positions": "sampled", "position_fraction": 0.25, "sequences": {**FEW, "train": 96}}
+    project = causal(kind, cache=sampled)
+    planned = plan.run(project.config, project.context, sample_tokens=400)
+    reader = CacheReader(project.artefacts.cache)
+    assert planned["fingerprint"] == reader.description.fingerprint
+    assert planned["memory"]["activations"] > 0
+    for split, found in planned["splits"].items():
+        rows = sum(len(reader.load(shard).stat) for shard in reader.shards(split))
+        assert found["positions"] == pytest.approx(rows, rel=0.1)
+
+
+def test_a_teacher_on_more_than_one_device_is_planned_and_verified_as_it_is_cached(causal):
+    project = causal("gpt2")
+    size = sum(tensor.nbytes for tensor in load_file(project.artefacts.teacher / "model.safetensors").values())
+    project.set(
+        **CAUSAL,
+        cache=LOSSLESS,
+        machine={"device_map": "auto", "max_memory": {"cpu": f"{size / 1500:.1f}KB"}},
+    )
+    assert plan.run(project.config, project.context, sample_tokens=100)["device"] == "cpu, disk"
+    reader = CacheReader(project.artefacts.cache)
+    assert compare_with_teacher(reader, project.context, 20, {}, project.config.machine).within
 
 
 def test_no_student_learns_from_a_causal_teacher_yet(causal):

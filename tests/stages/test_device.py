@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stages.device import resolve_device, resolve_precision, set_up
+from stages.device import resolve_device, resolve_precision, set_up, torch_dtype
 from stages.errors import ConfigError
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,6 +42,11 @@ def test_a_process_of_a_launch_takes_its_own_gpu():
 def test_a_precision_that_is_named_is_kept():
     assert resolve_precision("float32", "cpu") == "float32"
     assert resolve_precision("bfloat16", "cpu") == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_an_arithmetic_has_the_dtype_of_its_name(name):
+    assert str(torch_dtype(name)) == f"torch.{name}"
 
 
 def test_automatic_precision_follows_what_the_processor_can_do():

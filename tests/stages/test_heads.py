@@ -40,6 +40,15 @@ def test_storing_a_head_twice_gives_the_same_bytes():
     assert Head.of(tiny_bert()).files(torch.float16) == Head.of(tiny_bert()).files(torch.float16)
 
 
+def test_a_head_in_float32_has_no_gradients_and_copies_nothing_that_is_float32_already():
+    head = Head.of(tiny_bert())
+    assert {name: tensor.data_ptr() for name, tensor in head.float().tensors.items()} == {
+        name: tensor.data_ptr() for name, tensor in head.tensors.items()
+    }
+    wide = Head.of(tiny_bert().to(torch.bfloat16)).float()
+    assert {(tensor.dtype, tensor.requires_grad) for tensor in wide.tensors.values()} == {(torch.float32, False)}
+
+
 def test_features_and_projection_make_the_logits():
     head = Head.of(tiny_bert())
     weight, bias = head.projection

@@ -132,10 +132,10 @@ def test_without_tokens_or_teacher_the_command_that_makes_them_is_named(make_pro
     project = make_project()
     shutil.rmtree(project.artefacts.teacher)
     with pytest.raises(InputError, match="run: pipeline teacher"):
-        plan.run(project.config, project.context)
+        plan.run(project.config, project.context, sample_tokens=400)
     shutil.rmtree(project.artefacts.tokens)
     with pytest.raises(InputError, match="run: pipeline tokenize"):
-        plan.run(project.config, project.context)
+        plan.run(project.config, project.context, sample_tokens=400)
     assert not project.artefacts.cache_work.exists()
 
 
