@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from pipeline.cache_repair import Found, as_it_was_computed
 from pipeline.cli import cli
-from stages import cache_teacher
+from stages import cache_teacher, verify_against_teacher
 from stages.verify_against_teacher import hardware
 from storage import CacheDescription, CacheReader, CacheWork, ShardId, verify_cache
 from storage.manifest import FileRecord, RootManifest
@@ -286,15 +286,25 @@ def test_a_cache_from_another_device_is_repaired_only_where_that_is_allowed(proj
     assert verify_cache(project.artefacts.cache, deep=True)
 
 
-@pytest.mark.parametrize(("device", "code"), [("auto", 2), ("cpu", 0)])
-def test_the_teacher_of_a_comparison_is_spread_as_the_parameters_say_unless_a_device_is_named(project, device, code):
-    params = project.folder / "params.yaml"
-    params.write_text("machine: {device: cpu, device_map: everywhere}")
-    done = pipeline(project, "verify", "--against-teacher", "2", "--device", device)
-    assert done.exit_code == code, done.stderr
-    assert ("machine.device_map is 'everywhere'; allowed: auto" in done.stderr) == (code == 2)
-    params.unlink()
-    assert pipeline(project, "verify", "--against-teacher", "2", "--device", device).exit_code == 0
+def test_the_teacher_of_a_comparison_is_spread_as_the_parameters_say_unless_a_device_is_named(project, monkeypatch):
+    models, load = [], verify_against_teacher.load_language_model
+    monkeypatch.setattr(
+        verify_against_teacher,
+        "load_language_model",
+        lambda *what, **how: models.append(load(*what, **how)) or models[-1],
+    )
+    size = (project.artefacts.teacher / "model.safetensors").stat().st_size
+    spread = {"device": "cpu", "device_map": "auto", "max_memory": {"cpu": f"{size / 1500:.1f}KB"}}
+    for machine, device in ((spread, "auto"), (spread, "cpu"), (None, "cpu")):
+        params = project.folder / "params.yaml"
+        params.unlink() if machine is None else params.write_text(json.dumps({"machine": machine}))
+        done = pipeline(project, "verify", "--against-teacher", "4", "--device", device)
+        assert done.exit_code == 0, done.stderr
+    assert [set(getattr(model, "hf_device_map", {}).values()) for model in models] == [{"cpu", "disk"}, set(), set()]
+    (project.folder / "params.yaml").write_text("machine: {device: cpu, device_map: everywhere}")
+    refused = pipeline(project, "verify", "--against-teacher", "4")
+    assert refused.exit_code == 2
+    assert "machine.device_map is 'everywhere'; allowed: auto" in one_line(refused)
 
 
 def test_the_batch_size_of_the_cache_is_used_for_the_repair(project):
