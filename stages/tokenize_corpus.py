@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
-from stages import encode_documents
+from stages import encode_documents, token_parts
 from stages.config import ALGORITHMS, Config, TokenizeConfig, to_plain
 from stages.context import Context
 from stages.encode_documents import EncodeDocuments, parts_of, text_batches
@@ -124,6 +124,7 @@ def _determined_by(
         "tokenize": parameters,
         "algorithm": ALGORITHMS["tokenize"],
         "part_bytes": encode_documents.PART_BYTES,
+        "part_format": token_parts.FORMAT,
     }, content
 
 

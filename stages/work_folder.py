@@ -7,19 +7,21 @@ takes those that are as they were written, and has the others done.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from stages.context import Context
-from stages.outputs import whole_folder, write_json
+from stages.outputs import write_json
 from stages.sharing import Failed, Item, Job, Result
-from storage.files import discard, sha256_file
+from storage.files import TEMPORARY, discard, move_folder, remove_temporaries, sha256_file, sync_tree
 from storage.identity import fingerprint
-from storage.locking import lock
+from storage.locking import lock, publishing
 
 _FIGURES = "part.json"
+_TURN = "parts"
 
 
 @contextmanager
@@ -36,18 +38,34 @@ def work_folder(
     root.mkdir(parents=True, exist_ok=True)
     with lock(root, folder.name, what):
         folder.mkdir(exist_ok=True)
+        remove_temporaries(folder)  # of processes that were killed
         yield folder
-        discard(folder)
+        with publishing(folder, _TURN):
+            discard(folder)
 
 
 @contextmanager
 def whole_part(folder: Path) -> Iterator[tuple[Path, dict[str, int]]]:
-    """A draft for the files of a part, and a mapping for its figures; both appear in `folder` when the block ends."""
+    """A draft for the files of a part, and a mapping for its figures; both appear in `folder` when the block ends.
+
+    The same part may be written twice at the same time, also by a process that was given up for lost: each has a draft of its
+    own, and the second leaves what the first put there. Raises `FileNotFoundError` where the work folder is no longer there.
+    """
     figures: dict[str, int] = {}
-    with whole_folder(folder) as draft:
+    draft = folder.with_name(f"{TEMPORARY}{folder.name}-{secrets.token_hex(8)}")
+    draft.mkdir()
+    try:
         yield draft, figures
         digests = {file.name: sha256_file(file) for file in sorted(draft.iterdir())}
         write_json(draft / _FIGURES, {"figures": figures, "sha256": digests})
+        sync_tree(draft)
+        with publishing(folder.parent, _TURN):
+            if kept_part(folder) is None:
+                draft.stat()  # it is gone with the work folder where all was done without this process
+                discard(folder)
+                move_folder(draft, folder)
+    finally:
+        discard(draft)
 
 
 def kept_part(folder: Path) -> dict[str, int] | None:

@@ -282,7 +282,7 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_whole(run, tmp_path):
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     (work,) = (tmp_path / "killed/.cache-work").glob("tokenize-*/")
-    damaged = min(work.glob("train-*")) / "ids"
+    damaged = min(work.glob("train-*")) / "sequences"
     damaged.write_bytes(damaged.read_bytes()[:-2])
 
     runner = Counting()

@@ -141,3 +141,12 @@ def test_a_teacher_that_takes_all_devices_is_not_shared_out(make_project):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 2
     assert "machine.device_map is auto: one teacher takes all devices of a process" in done.stderr
+
+
+def test_documents_are_read_by_many_whatever_devices_the_teacher_takes(make_project):
+    project = make_project(machine={"device_map": "auto"})
+    documents = [path.read_bytes() for path in sorted(project.artefacts.documents.glob("*.parquet"))]
+    command = [sys.executable, "-m", "pipeline", "corpus", "--project", str(project.folder), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert [path.read_bytes() for path in sorted(project.artefacts.documents.glob("*.parquet"))] == documents

@@ -17,6 +17,7 @@ from pipeline.workers.process import Machine
 from stages.context import Silent
 from stages.errors import LostWorkersError
 from stages.sharing import Done, Place
+from storage.errors import WriteError
 from tests.pipeline.workers.jobs import Numbers
 from tests.tiny import ROOT
 
@@ -100,6 +101,12 @@ def test_a_worker_that_cannot_do_the_work_is_named_with_what_it_lacks_and_a_lost
         process.kill()
         with pytest.raises(LostWorkersError, match="the Dask scheduler was lost; what was done is kept"):
             next(outcomes)
+
+
+def test_a_project_folder_that_nothing_can_be_written_to_is_said(tmp_path):
+    not_there = tmp_path / "not there"
+    with pytest.raises(WriteError, match=f"what the workers are to see could not be written to {not_there}"):
+        Cluster("tcp://node0:8786", not_there, Silent()).check(None, [])
 
 
 def test_what_a_worker_lacks_is_seen_where_it_runs(tmp_path):
