@@ -76,7 +76,7 @@ def build(folder: Path, shapes: TeacherShapes) -> Artefacts:
             sequences=len(lengths),
             tokens=int(lengths.sum()),
             longest=int(lengths.max()),
-            sha256=SequenceSplit(tokens / f"{split}.parquet").digest,
+            sha256=SequenceSplit(tokens / f"{split}.parquet").digest(),
         )
     counts = np.ones(shapes.vocabulary_size, np.int64)
     pq.write_table(pa.table({"count": counts}), tokens / COUNTS)

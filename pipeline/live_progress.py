@@ -17,12 +17,14 @@ from pipeline.progress import LineReporter, shortened, with_figures
 WIDE = 100
 """Columns of a terminal that has room for a long bar."""
 LONG_BAR, SHORT_BAR = 16, 10
+LEAST_NAME = 8
+"""Columns of a task's name that are worth more than its rate."""
 
 
 class LiveReporter(LineReporter):
     """One line that is redrawn while a task runs and becomes a plain line when it is over.
 
-    It never breaks: where the terminal is narrow, figures go first, then the end of the task's name.
+    It never breaks: where the terminal is narrow, figures go first, then the end of the task's name, then the rate.
     """
 
     def __init__(self, stage: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,13 +58,16 @@ class LiveReporter(LineReporter):
         super()._finish()
 
     def _draw(self) -> Table:
-        """Name, bar, units done, time left, figures. The thread that draws calls this, between two advances too."""
+        """Name, bar, units done, rate, time left, figures. The thread that draws calls this, between two advances too."""
         line = Table.grid(padding=(0, 1))
         if self._task is None:
             return line
         task, bar_width = self._task, LONG_BAR if self.width >= WIDE else SHORT_BAR
         room = self.width - bar_width - 2
-        amount = task.amount(self._clock())
+        now = self._clock()
+        amount = task.amount(now)
+        if room - len(amount) < min(len(task.name), LEAST_NAME):
+            amount = task.amount(now, with_rate=False)
         name = shortened(task.name, room - len(amount))
         for _ in range(3):
             line.add_column(no_wrap=True)

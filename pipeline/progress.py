@@ -21,6 +21,8 @@ SIGN_OF_LIFE_SECONDS = 60.0
 """A plain line comes at least this often; in between, one per tenth of the task."""
 RATE_SECONDS = 3.0
 """A task shorter than this says nothing about how fast the machine is."""
+WARM_UP = 0.1
+"""How long after the first unit others count as first ones too: this share of the time that it took."""
 
 
 class Reporter(Progress, Protocol):
@@ -71,6 +73,10 @@ class Task:
     advanced: float = 0.0
     """When a unit was last done."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    _first: float | None = None
+    """When the first unit was done."""
+    _warm: tuple[float, int] = (0.0, 0)
+    """When the last of the first units was done, and how many they are."""
 
     @property
     def done(self) -> int:
@@ -80,21 +86,42 @@ class Task:
     def advance(self, amount: int, figures: Mapping[str, Figure], now: float) -> None:
         """Count `amount` more units and remember the newest figures."""
         if amount:
-            self.made, self.advanced = self.made + amount, now
+            self._first = now if self._first is None else self._first
+            if now - self._first <= WARM_UP * (self._first - self.started):
+                self._warm = now, self.made + amount
+            self.made, self.advanced = self.made + amount, now  # last: the thread that draws may look in between
         self.figures = {**self.figures, **figures}  # a new one: the thread that draws may be reading the old one
 
-    def amount(self, now: float) -> str:
-        """Units done and time left; `12 of 30 shards, 4.2 s left`."""
-        if not self.total:
-            return f"{counted(self.done, self.unit)} in {duration(now - self.started)}"
-        amount = f"{self.done:,} of {counted(self.total, self.unit)}"
-        if not self.made or self.done >= self.total:
+    def _pace(self) -> tuple[int, float]:
+        """Units, and the seconds they took: how fast it goes, where a unit is done."""
+        # Before the first unit a teacher is loaded and a model compiled, which happens once; so what counts is what came
+        # after it. Workers bring their first shards nearly together: had it counted from the first of them, the others
+        # would have taken no time. Until there is enough after them, all of it is a better guess than nearly nothing.
+        assert self._first is not None
+        warmed_up, of_first = self._warm
+        made, seconds = self.made - of_first, self.advanced - warmed_up
+        if made > 0 and seconds > WARM_UP * (self._first - self.started):
+            return made, seconds
+        return self.made, self.advanced - self.started
+
+    def amount(self, now: float, *, with_rate: bool = True) -> str:
+        """Units done, how fast, and time left; `12 of 30 shards, 3.2 shards/s, 4.2 s left`."""
+        if self.total:
+            amount = f"{self.done:,} of {counted(self.total, self.unit)}"
+        else:
+            amount = f"{counted(self.done, self.unit)} in {duration(now - self.started)}"
+        if not self.made or (self.total and self.done >= self.total):
             return amount
-        expected = (self.advanced - self.started) / self.made * (self.total - self.done)
+        made, seconds = self._pace()
+        if with_rate and self.advanced - self.started >= RATE_SECONDS:
+            amount += f", {rate(made, self.unit, seconds)}"
+        if not self.total:
+            return amount
+        expected = seconds / made * (self.total - self.done)
         return f"{amount}, {duration(max(0.0, expected - (now - self.advanced)))} left"
 
     def running(self, now: float) -> str:
-        """One line while it runs: share, units, time left, figures."""
+        """One line while it runs: share, units, rate, time left, figures."""
         amount = f"{self.done / self.total:.0%} ({self.amount(now)})" if self.total else self.amount(now)
         return with_figures(f"{self.name}: {amount}", self.figures)
 

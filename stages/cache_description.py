@@ -11,8 +11,9 @@ from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
+from stages.lasting_task import LastingTask
 from stages.model_config import ModelShape
-from stages.models import load_model_config, load_tokenizer, weights_digest
+from stages.models import folder_bytes, load_model_config, load_tokenizer, weights_digest
 from stages.provenance import RESOLVED, read_resolved
 from stages.sequences import TokenStore
 from stages.teacher_fit import check_teacher_fits
@@ -24,7 +25,8 @@ def describe(
 ) -> CacheDescription:
     """Identity, layouts and shard plan of the cache that these parameters, tokens and teacher give.
 
-    Raises `InputError` or `ConfigError` where they do not fit each other, before any work.
+    Raises `InputError` or `ConfigError` where they do not fit each other, before any work, and `Interrupted` where a stop is
+    asked for while tokens and teacher are read.
     """
     teacher_config = load_model_config(context.artefacts.teacher)
     shape = ModelShape.of(teacher_config)
@@ -40,7 +42,7 @@ def describe(
     check_teacher_layers(config.train, config.cache, layers)
     return CacheDescription(
         spec=cache_spec(config),
-        content={"teacher": weights_digest(context.artefacts.teacher), **tokens.content_digests()},
+        content=_content(context, tokens),
         temperatures=config.cache.declared_temperatures,
         vocabulary_size=vocabulary_size,
         hidden_size=shape.hidden_size,
@@ -72,6 +74,18 @@ def _require(name: str, found: str, description: CacheDescription, folder: Path)
             f"expected {expected[:12]}...; it was changed since the pass began, or is another one on this machine; put it back, or "
             "run `pipeline cache-teacher` again for a cache of what is there now"
         )
+
+
+def _content(context: Context, tokens: TokenStore) -> dict[str, str]:
+    """Digests of the teacher and the tokens, of every byte: that takes as long as they are large."""
+    kept = "all is as it was: reading tokens and teacher keeps nothing"
+    teacher, size = context.artefacts.teacher, sum(int(tokens.split(split).lengths.sum()) for split in SPLITS)
+    return {
+        "teacher": weights_digest(
+            teacher, LastingTask(context, "read the teacher", folder_bytes(teacher), "bytes", kept=kept)
+        ),
+        **tokens.content_digests(LastingTask(context, "read the tokens", size, "tokens", kept=kept)),
+    }
 
 
 def _check_origin(config: Config, context: Context) -> None:

@@ -13,6 +13,7 @@ from stages.cache_location import push_cache
 from stages.cache_report import report, report_part, reported
 from stages.config import Config
 from stages.context import Context
+from stages.lasting_task import LastingTask
 from stages.metrics_log import MetricsLog
 from stages.models import require_model
 from stages.sequences import TokenStore
@@ -89,9 +90,13 @@ def run(
 def _missing(work: CacheWork, context: Context, *, verify: bool) -> list[ShardId]:
     """The shards that are to be computed."""
     total = len(work.shards)
-    if verify:
-        context.progress.begin("read back what is at the root", total, "shards")
-    missing = work.missing(lambda shard, damage: context.progress.message(f"{shard} is computed again: {damage}"))
+    task = f"read back what is {'at the root' if verify else 'there'}"
+    kept = f"every shard that is whole is kept in {work.kept_in}"
+    reading = LastingTask(context, task, total, "shards", kept=kept, after=0 if verify else None)
+    missing = work.missing(
+        lambda shard, damage: context.progress.message(f"{shard} is computed again: {damage}"),
+        lambda _shard: reading(),
+    )
     if len(missing) < total:
         begun = "read back" if verify else "resuming"
         context.progress.message(f"{begun}: {total - len(missing)} of {total} shards are there and whole")
@@ -140,12 +145,7 @@ def _open_work(
     def uploaded(shard: ShardId) -> None:
         context.stop_if_asked(f"every shard up to {shard} is kept in {root.shown()} or {artefacts.cache_work}")
 
-    def looked(_shard: ShardId) -> None:
-        if verify:  # that takes as long as the cache is large
-            context.progress.advance()
-            context.stop_if_asked(f"what is at {root.shown()} is as it was")
-
-    return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded, looked, verify=verify, part=part)
+    return RemoteWork.open_at(root, artefacts.cache_work, description, uploaded, verify=verify, part=part)
 
 
 def _already_done(description: CacheDescription, context: Context, *, verify: bool, part: Part | None) -> str | None:
@@ -194,7 +194,9 @@ def _whole_here(description: CacheDescription, context: Context, *, verified: bo
             context.progress.message(f"cache/current holds no {', '.join(absent)}: what it holds is kept and completed")
             return None
         if verified:
-            verify_cache(folder)
+            size = sum(record.size for record in manifest.files.values())
+            reading = LastingTask(context, "read cache/current", size, "bytes", kept="cache/current is as it was")
+            verify_cache(folder, progress=lambda _file, read: reading(read))
     except (CorruptError, IncompleteError) as error:
         context.progress.message(f"cache/current is not whole, and its good shards are kept: {error}")
         return None

@@ -25,6 +25,7 @@ from transformers import (
 from stages.config import SourceConfig
 from stages.errors import InputError
 from stages.model_config import IN_WORDS, Objective, refuse_unsupported
+from storage.files import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -295,8 +296,11 @@ DIGEST_SHOWN = 12
 """Characters of a digest that stand beside figures: enough to tell models apart."""
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the weights and the configuration in a model folder."""
+def weights_digest(folder: Path, read: Callable[[int], None] | None = None) -> str:
+    """SHA-256 over names and bytes of the weights and the configuration in a model folder.
+
+    `read` is told the bytes of each block; what it raises ends it.
+    """
     digest = hashlib.sha256()
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
     if len(files) < 2:
@@ -304,8 +308,10 @@ def weights_digest(folder: Path) -> str:
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
+            while block := stream.read(BLOCK_BYTES):
                 digest.update(block)
+                if read is not None:
+                    read(len(block))
     return digest.hexdigest()
 
 

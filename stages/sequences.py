@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,12 +91,16 @@ class SequenceSplit:
             ]
         return offsets, ids
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 (hex) of what the split says: all lengths, then all ids, as little-endian u4, in the order of ids."""
+    def digest(self, read: Callable[[int], None] | None = None) -> str:
+        """SHA-256 (hex) of what the split says: all lengths, then all ids, as little-endian u4, in the order of ids.
+
+        `read` is told the tokens of each row group; what it raises ends it.
+        """
         digest = hashlib.sha256(self.lengths.astype("<u4").tobytes())
         for _, ids in self.groups():
             digest.update(ids.astype("<u4").tobytes())
+            if read is not None:
+                read(len(ids))
         return digest.hexdigest()
 
     def groups(self) -> Iterator[tuple[npt.NDArray[np.int64], TokenIds]]:
@@ -203,13 +207,15 @@ class TokenStore:
             tokens.update(bytes.fromhex(digest))
         return tokens.hexdigest()
 
-    def content_digests(self) -> dict[str, str]:
+    def content_digests(self, read: Callable[[int], None] | None = None) -> dict[str, str]:
         """SHA-256 (hex) of `tokens` (the digests of the splits, in order) and of `tokenizer` (its files).
 
-        Computed from the data itself. Raises `InputError` where that is no longer what `tokenize` wrote.
+        Computed from the data itself; `read` as in `SequenceSplit.digest`. Raises `InputError` where that is no longer what
+        `tokenize` wrote.
         """
         for name, split in self._splits.items():
-            if split.digest != self._recorded_digests[name]:
+            digest = split.digest(read)
+            if digest != self._recorded_digests[name]:
                 raise InputError(f"{split.path} is no longer what tokenize wrote (its digest differs); {_REDO}")
         return {"tokens": self.recorded_digest, "tokenizer": files_digest(self.tokenizer_folder)}
 

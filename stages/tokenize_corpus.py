@@ -24,6 +24,7 @@ from stages.context import Context
 from stages.encode_documents import EncodeDocuments, parts_of, text_batches
 from stages.encoding import Encoder
 from stages.errors import InputError
+from stages.lasting_task import LastingTask
 from stages.models import load_tokenizer
 from stages.outputs import whole_folder
 from stages.provenance import write_resolved
@@ -36,6 +37,7 @@ from storage.files import sha256_file
 from storage.layout import SPLITS, Split
 
 _ROW_GROUP_TOKENS = 1 << 20
+_KEPT = "what was encoded is kept in .cache-work"
 
 
 def run(config: Config, context: Context) -> None:
@@ -54,7 +56,7 @@ def run(config: Config, context: Context) -> None:
                 f"there are no documents in {documents} ({split}.parquet is missing); run: pipeline corpus"
             )
     loaded = _loaded(config, context)
-    spec, content = _determined_by(config.tokenize, loaded, documents)
+    spec, content = _determined_by(config.tokenize, loaded, documents, context)
     with work_folder("tokenize", "the tokens", spec, content, context) as work:
         tokenizer = _tokenizer(config.tokenize, loaded, work / TOKENIZER, context)
         vocabulary_size = max(tokenizer.get_vocab().values()) + 1
@@ -74,9 +76,8 @@ def run(config: Config, context: Context) -> None:
             for split in SPLITS:
                 shuffled = Shuffled(work, parts[split], id_dtype(vocabulary_size))
                 _require_sequences(shuffled, split, config.tokenize)
-                splits[split] = _write(
-                    shuffled, folder / f"{split}.parquet", counts if split == "train" else None, context
-                )
+                counted = counts if split == "train" else None
+                splits[split] = _write(shuffled, split, folder / f"{split}.parquet", counted, context)
             pq.write_table(pa.table({"count": counts}), folder / COUNTS)
             write_description(
                 folder,
@@ -97,7 +98,13 @@ def run(config: Config, context: Context) -> None:
 def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[PartId, PartFigures]]]:
     """All parts of each split, in order, and what they hold: those that are missing are encoded, in any order."""
     parts = list(chain.from_iterable(parts_of(job.documents / f"{split}.parquet", split) for split in SPLITS))
-    done = {part: figures for part in parts if (figures := read_figures(job.work, part)) is not None}
+    done: dict[PartId, PartFigures] = {}
+    reading = LastingTask(context, "read back what is there", len(parts), "parts", kept=_KEPT)
+    for part in parts:
+        found = read_figures(job.work, part)
+        if found is not None:
+            done[part] = found
+        reading()
     total = sum(pq.read_metadata(job.documents / f"{split}.parquet").num_rows for split in SPLITS)
     kept = sum(figures.documents for figures in done.values())
     context.progress.begin("tokenize", total, "documents", done=kept)
@@ -110,13 +117,16 @@ def _encoded(job: EncodeDocuments, context: Context) -> dict[Split, list[tuple[P
 
 
 def _determined_by(
-    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, documents: Path
+    config: TokenizeConfig, loaded: PreTrainedTokenizerFast | None, documents: Path, context: Context
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and digests on which the parts depend, and nothing else."""
     parameters = to_plain(config)
     parameters.pop("load")  # where from; what it is stands below
+    files = {split: documents / f"{split}.parquet" for split in SPLITS}
+    size = sum(file.stat().st_size for file in files.values())
+    reading = LastingTask(context, "read the documents", size, "bytes", kept=_KEPT)
     content = {
-        "documents": {split: sha256_file(documents / f"{split}.parquet") for split in SPLITS},
+        "documents": {split: sha256_file(file, reading) for split, file in files.items()},
         "tokenizer": None if loaded is None else _digest(loaded),
         "tokenizers": version("tokenizers"),
     }
@@ -172,17 +182,23 @@ def _require_sequences(shuffled: Shuffled, split: Split, config: TokenizeConfig)
 
 
 def _write(
-    shuffled: Shuffled, target: Path, counts: np.ndarray[Any, np.dtype[np.int64]] | None, context: Context
+    shuffled: Shuffled,
+    split: Split,
+    target: Path,
+    counts: np.ndarray[Any, np.dtype[np.int64]] | None,
+    context: Context,
 ) -> SplitFigures:
     """Write the sequences of a split in their order; adds the occurrences of each id to `counts` (V,)."""
+    writing = LastingTask(context, f"put {split} in order", shuffled.sequences, "sequences", kept=_KEPT)
     digest, longest = hashlib.sha256(), 0
     for lengths in shuffled.lengths():
         digest.update(lengths.astype("<u4").data)
         longest = max(longest, int(lengths.max(initial=0)))
+        writing(0)  # the first of two passes, and much the shorter one
     written: Future[None] | None = None
     with SequenceWriter(target, shuffled.dtype) as writer, ThreadPoolExecutor(1) as pool:
         for lengths, ids in shuffled.groups(max(1, _ROW_GROUP_TOKENS // longest)):
-            context.stop_if_asked("what was encoded is kept in .cache-work")
+            writing(len(lengths))
             if written is not None:
                 written.result()
             written = pool.submit(

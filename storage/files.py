@@ -9,13 +9,15 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import WriteError
 
 TEMPORARY = ".tmp-"
+BLOCK_BYTES = 1 << 22
+"""What is read of a file between two looks at whether to go on: some milliseconds."""
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
@@ -103,10 +105,16 @@ def remove_temporaries(folder: Path, name: str = "") -> None:
                 discard(path)  # by another name first: its writer may not be dead after all
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+def sha256_file(path: Path, read: Callable[[int], None] | None = None) -> str:
+    """SHA-256 (hex) of a file's bytes. `read` is told the bytes of each block; what it raises ends it."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if read is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            read(len(block))
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def manifest_file(shard: ShardId) -> str:
     return f"manifest/{shard}.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """What a file must be."""
 
@@ -97,16 +97,32 @@ def damages(folder: Path, files: Mapping[str, FileRecord], *, digest: bool) -> I
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardManifest:
-    """The content of `manifest/<shard>.json`: written after the shard's files, so it vouches for them."""
+class ShardSummary:
+    """What a shard manifest says without its figures, histograms among them: for whoever holds those of all shards."""
 
-    shard: ShardId
     counts: dict[str, int]
     """`sequences`, `tokens`, `rows`, `masked`; `entries` and `draws` where rows differ in their number."""
     files: Files
     teacher_saw: str
     computed_with: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardManifest(ShardSummary):
+    """The content of `manifest/<shard>.json`: written after the shard's files, so it vouches for them."""
+
+    shard: ShardId
     figures: dict[str, Any]
+
+    @property
+    def summary(self) -> ShardSummary:
+        """All but the figures."""
+        return ShardSummary(
+            counts=self.counts,
+            files=self.files,
+            teacher_saw=self.teacher_saw,
+            computed_with=self.computed_with,
+        )
 
     def to_bytes(self) -> bytes:
         return json_file(

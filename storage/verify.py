@@ -20,6 +20,7 @@ from storage.manifest import (
     Files,
     RootManifest,
     ShardManifest,
+    ShardSummary,
     json_file,
     manifest_file,
     shard_folder,
@@ -75,8 +76,8 @@ class CacheCheck:
     `structure` looks at names, sizes and manifests; `digests` reads every byte that passed it; `contents` decodes every
     shard that passed both. `problems` grows and is never cut short: one bad file hides no other. Nothing is changed.
 
-    `progress(name, size)` is called in the caller's thread after each file (with its bytes) or shard (0); what it raises
-    ends the step. Files are read by `workers` threads: hashing and decompression leave Python free.
+    `progress(name, size)` is called in the caller's thread after each file (0 bytes where it was only looked at) or shard
+    (0); what it raises ends the step. Files are read by `workers` threads: hashing and decompression leave Python free.
 
     `description` is what the cache ought to be, where the caller knows it: then its own cache.json is not needed.
 
@@ -95,8 +96,8 @@ class CacheCheck:
         self.manifest: RootManifest | None = None
         self.description = description
         """The plan; None where cache.json cannot be believed."""
-        self.shards: dict[ShardId, ShardManifest] = {}
-        """The shards of the plan whose manifest can be read."""
+        self.shards: dict[ShardId, ShardSummary] = {}
+        """The shards of the plan whose manifest can be read, and what it says."""
         self.files: Files = {}
         """What must be there, as far as manifests say so."""
         self.unfit: list[ShardId] = []
@@ -117,8 +118,9 @@ class CacheCheck:
         planned = self.description.shard_ids() if self.description else list(self.shards)
         return [shard for shard in planned if str(shard) in named]
 
-    def structure(self) -> None:
+    def structure(self, progress: Progress | None = None) -> None:
         """Compare manifests, plan and folder; a missing, truncated, empty or unknown file is found by its name and size."""
+        tell: Progress = progress or (lambda _name, _size: None)
         self._read_manifest()
         self._read_description()
         planned = self.description.shard_ids() if self.description else _shards_named(self.manifest)
@@ -126,15 +128,17 @@ class CacheCheck:
             if not (self.folder / shard_folder(shard)).is_dir():
                 self._note(shard_folder(shard), "is missing: the whole shard is gone")
             self._read_shard_manifest(shard)
-        for shard_manifest in self.shards.values():
-            self.files.update(shard_manifest.files)
+            tell(manifest_file(shard), 0)
+        for summary in self.shards.values():
+            self.files.update(summary.files)
         if self.manifest is not None:
             self.files.update(self.manifest.files)
             self._compare_plan(self.manifest, planned)
         for name, record in self.files.items():
             if name not in self._bad and _group(name) not in self._bad:
                 self._note(name, record.damage(self.folder / name, digest=False))
-        self._find_strangers(planned)
+            tell(name, 0)
+        self._find_strangers(planned, tell)
 
     def digests(self, progress: Progress | None = None) -> None:
         """SHA-256 of every file that has the right size."""
@@ -271,7 +275,7 @@ class CacheCheck:
         ):
             self._note_unless_known(name, f"and {MANIFEST_FILE} disagree about the shard's files")
             return
-        self.shards[shard] = found
+        self.shards[shard] = found.summary
 
     def _compare_plan(self, manifest: RootManifest, planned: list[ShardId]) -> None:
         if self.description is None or len(self.shards) < len(planned):
@@ -285,11 +289,15 @@ class CacheCheck:
         if counts != manifest.counts:
             self._note_unless_known(MANIFEST_FILE, "has other counts than the shards' manifests add up to")
 
-    def _find_strangers(self, planned: list[ShardId]) -> None:
+    def _find_strangers(self, planned: list[ShardId], tell: Progress) -> None:
         """Files that no manifest lists; those of a shard that is bad anyway, or not planned, are one problem together."""
         known = {MANIFEST_FILE, CACHE_FILE, *self.files, *(manifest_file(shard) for shard in planned)}
         groups = {shard_folder(shard) for shard in planned}
-        for path in sorted(self.folder.rglob("*")):
+        paths = []
+        for path in self.folder.rglob("*"):
+            paths.append(path)
+            tell(path.name, 0)
+        for path in sorted(paths):
             name = path.relative_to(self.folder).as_posix()
             if name in known or (path.is_dir() and not path.is_symlink()):
                 continue
@@ -306,7 +314,7 @@ class CacheCheck:
 def verify_cache(folder: Path, *, deep: bool = False, progress: Progress | None = None) -> Verified:
     """Check size and SHA-256 of every file of a finished cache; with `deep`, also read every shard as a student would.
 
-    `progress(name, size)` is called after each file (its path and its bytes) and, with `deep`, each shard (0 bytes).
+    `progress(name, size)` is called as by `CacheCheck`: the sizes add up to the bytes of the cache.
     Raises `IncompleteError` where no finished cache is, or `CorruptError` that counts the problems and names the first
     ones; `CacheCheck` has them all.
     """
@@ -317,7 +325,7 @@ def verify_cache(folder: Path, *, deep: bool = False, progress: Progress | None 
                 "make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
             )
     check = CacheCheck(folder)
-    check.structure()
+    check.structure(progress)
     check.digests(progress)
     if deep:
         check.contents(progress)

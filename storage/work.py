@@ -35,6 +35,7 @@ from storage.manifest import (
     Files,
     RootManifest,
     ShardManifest,
+    ShardSummary,
     damages,
     files_below,
     group_file,
@@ -60,6 +61,8 @@ REQUIRED = ("head.json", "head.safetensors", "tokenizer")
 AGAIN = "run `pipeline cache-teacher` again"
 Report = Callable[[ShardId, str], None]
 """Is told of a damaged shard and what is wrong with it."""
+Looked = Callable[[ShardId], None]
+"""Is called in the calling thread, once for each shard; what it raises ends the work."""
 
 
 class CacheWork(ShardPublisher):
@@ -68,7 +71,7 @@ class CacheWork(ShardPublisher):
     def __init__(self, root: Path, description: CacheDescription, part: Part | None = None) -> None:
         super().__init__(root, description)
         self.part = part
-        self._verified: dict[ShardId, ShardManifest] = {}
+        self._verified: dict[ShardId, ShardSummary] = {}
         self._before = Before()
 
     @classmethod
@@ -183,20 +186,27 @@ class CacheWork(ShardPublisher):
             discard(path)
             move_folder(temporary, path)
 
-    def missing(self, report: Report | None = None) -> list[ShardId]:
+    def missing(self, report: Report | None = None, looked: Looked | None = None) -> list[ShardId]:
         """The shards that are still to be computed, in order, after verifying size and SHA-256 of those that are there.
 
-        A shard that is not as its manifest says is removed, and told to `report(shard, what is wrong)`.
+        A shard that is not as its manifest says is removed, and told to `report(shard, what is wrong)`. `looked` is told of
+        each shard once it is known what is there of it: that takes as long as the cache is large.
         """
         self._verified.clear()
-        return [shard for shard in self.shards if not self._is_whole(shard, report)]
+        missing = []
+        for shard in self.shards:
+            if not self._is_whole(shard, report):
+                missing.append(shard)
+            if looked is not None:
+                looked(shard)
+        return missing
 
     def _is_whole(self, shard: ShardId, report: Report | None) -> bool:
         """Whether the shard is there, verified; one that is damaged is removed and told to `report`."""
         if not (self.folder / manifest_file(shard)).exists():
             return False
         try:
-            self._verified[shard] = self._verify(shard)
+            self._verified[shard] = self._verify(shard).summary
         except CorruptError as error:
             if report is not None:
                 report(shard, str(error))
@@ -236,7 +246,7 @@ class CacheWork(ShardPublisher):
             raise CorruptError(f"shard {shard} was published and is not whole in {self.folder}; {AGAIN}")
         if not self._before.allows(manifest_file(shard), manifest.to_bytes()):  # computed on another device, say
             self._comes_out_otherwise(manifest)
-        self._verified[shard] = manifest
+        self._verified[shard] = manifest.summary
         self._stored(shard)
         return manifest
 
@@ -276,11 +286,11 @@ class CacheWork(ShardPublisher):
         for shard in self.description.shard_ids():
             if not (self.folder / manifest_file(shard)).exists():
                 raise IncompleteError(f"{self.folder} has no shard {shard}; run `pipeline cache-teacher` to resume")
-            shard_manifest = self._verified.get(shard) or self._verify(shard)
-            self._refuse_damaged(shard_manifest)
-            files.update(shard_manifest.files)
+            summary = self._verified.get(shard) or self._verify(shard)
+            self._refuse_damaged(summary)
+            files.update(summary.files)
             files[manifest_file(shard)] = FileRecord.of_file(self.folder / manifest_file(shard))
-            shard_counts[shard.split].append(shard_manifest.counts)
+            shard_counts[shard.split].append(summary.counts)
         counts = {split: sum_of_counts(of_split) for split, of_split in shard_counts.items()}
         for split, description in self.description.splits.items():
             if counts[split]["tokens"] != description.tokens * description.variants:
@@ -308,9 +318,9 @@ class CacheWork(ShardPublisher):
             raise CorruptError(f"{metadata} is of another shard or another cache")
         return manifest
 
-    def _refuse_damaged(self, manifest: ShardManifest) -> None:
+    def _refuse_damaged(self, summary: ShardSummary) -> None:
         """Raise `CorruptError` where a shard that was whole is so no longer."""
-        damage = next(damages(self.folder, manifest.files, digest=False), None)
+        damage = next(damages(self.folder, summary.files, digest=False), None)
         if damage is not None:
             raise CorruptError(f"{self.folder}: {damage}; run `pipeline cache-teacher` to compute that shard again")
 

@@ -22,6 +22,7 @@ from storage.manifest import (
     FileRecord,
     RootManifest,
     ShardManifest,
+    ShardSummary,
     group_file,
     manifest_file,
     shard_folder,
@@ -31,14 +32,11 @@ from storage.remote.copying import Group, copy_group, groups, refuse_another, re
 from storage.remote.folder import RemoteFolder
 from storage.remote.root import Identity, for_each, manifest_at
 from storage.taken_back import Before
-from storage.work import CacheWork, Report
+from storage.work import CacheWork, Looked, Report
 
 UPLOADS = 4
 """Shards that are sent at the same time; with the one that is being written, all that lies here."""
 AGAIN = "`pipeline cache-teacher` goes on from here"
-
-Told = Callable[[ShardId], None]
-"""Is called in the calling thread, once for each shard; what it raises ends the work."""
 
 
 def finished_at(root: RemoteFolder, description: CacheDescription) -> RootManifest | None:
@@ -75,15 +73,14 @@ class RemoteWork(CacheWork):
         remote_root: RemoteFolder,
         root: Path,
         description: CacheDescription,
-        uploaded: Told,
-        looked: Told,
+        uploaded: Looked,
         *,
         verify: bool,
         part: Part | None = None,
     ) -> None:
         super().__init__(root, description, part)
         self._remote = remote_root.below(description.fingerprint)
-        self._read_back, self._looked = verify, looked
+        self._read_back = verify
         self._there: Mapping[str, int] = {}
         self._finished: RootManifest | None = None
         self._damaged: dict[ShardId, str] = {}
@@ -96,21 +93,19 @@ class RemoteWork(CacheWork):
         remote_root: RemoteFolder,
         root: Path,
         description: CacheDescription,
-        uploaded: Told = lambda _shard: None,
-        looked: Told = lambda _shard: None,
+        uploaded: Looked = lambda _shard: None,
         *,
         verify: bool = False,
         part: Part | None = None,
     ) -> Iterator[RemoteWork]:
         """The described cache at a remote root, begun or resumed; `<root>/<fingerprint>` is the work folder here.
 
-        `uploaded` is told of a shard once it is there, `looked` once `missing` knows what is there of it. With `verify`,
-        `missing` reads back all that is there; with a `part`, it is as in `CacheWork.open`. When the context ends, uploads that run
-        are waited for and others are dropped.
+        `uploaded` is told of a shard once it is there. With `verify`, `missing` reads back all that is there; with a `part`,
+        it is as in `CacheWork.open`. When the context ends, uploads that run are waited for and others are dropped.
 
         Raises as `CacheWork.open`; all that uploads or lists raises `RemoteError`, naming the shard, where the store fails.
         """
-        work = cls(remote_root, root, description, uploaded, looked, verify=verify, part=part)
+        work = cls(remote_root, root, description, uploaded, verify=verify, part=part)
         with work._held(), work._uploads:
             yield work
 
@@ -119,7 +114,7 @@ class RemoteWork(CacheWork):
         """Where the finished shards are safe, for messages."""
         return self._remote.shown()
 
-    def missing(self, report: Report | None = None) -> list[ShardId]:
+    def missing(self, report: Report | None = None, looked: Looked | None = None) -> list[ShardId]:
         """The shards that are to be computed: neither whole at the root nor whole here. The latter begin to be sent.
 
         Without `verify` a shard is trusted at the root whose manifest is there, with zarr.json as it says, of this plan, and every
@@ -137,12 +132,14 @@ class RemoteWork(CacheWork):
             _refuse_part(self._remote, self._finished, self.description)
             self._before = Before.of(self._finished)
 
+        tell = looked or (lambda _shard: None)
+
         def note(shard: ShardId, found: tuple[ShardManifest, bytes] | str | None) -> None:
             if isinstance(found, tuple):
                 self._take_over(*found)
+                tell(shard)
             elif found is not None:
                 self._damaged[shard] = found
-            self._looked(shard)
 
         shards = self.shards
         for_each(shards, self._look, note)
@@ -154,6 +151,7 @@ class RemoteWork(CacheWork):
                 missing.append(shard)
                 if report is not None and shard in self._damaged:
                     report(shard, self._damaged[shard])
+            tell(shard)
         return missing
 
     def _stored(self, shard: ShardId) -> None:
@@ -224,7 +222,7 @@ class RemoteWork(CacheWork):
         with writing(f"shard {shard}", self.folder):
             (self.folder / manifest_file(shard)).write_bytes(data)
             discard(self.folder / shard_folder(shard))
-        self._verified[shard] = manifest
+        self._verified[shard] = manifest.summary
 
     def _send(self, shard: ShardId) -> None:
         """Upload a shard that is whole here, and remove its arrays; its manifest stays."""
@@ -260,7 +258,7 @@ class RemoteWork(CacheWork):
             fields,
         )
 
-    def _refuse_damaged(self, manifest: ShardManifest) -> None:
+    def _refuse_damaged(self, summary: ShardSummary) -> None:
         """Nothing: the shard is no longer here. What the root's listing shows is compared before manifest.json is sent."""
 
 
@@ -273,7 +271,7 @@ def keep_manifest(manifest: RootManifest, file: Path) -> None:
 class _Uploads:
     """Sends shards in the background; what goes wrong is raised where the caller settles."""
 
-    def __init__(self, send: Callable[[ShardId], None], uploaded: Told) -> None:
+    def __init__(self, send: Callable[[ShardId], None], uploaded: Looked) -> None:
         self._send, self._uploaded = send, uploaded
         self._pool = ThreadPoolExecutor(UPLOADS, thread_name_prefix="upload")
         self._under_way: dict[Future[None], ShardId] = {}

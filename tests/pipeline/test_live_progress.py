@@ -52,9 +52,9 @@ def test_the_line_counts_units_and_the_time_left(clock):
         reporter.begin("cache the teacher", 640_233, "tokens")
         assert after_bar(line()) == "0 of 640,233 tokens"
         clock.now = 10
-        reporter.advance(64_023, shard="train-v0-000003", megabytes=5.23)
+        reporter.advance(64_023, shards="4 of 40", megabytes=5.23)
         assert line().startswith("cache the teacher ━")
-        assert after_bar(line()) == "64,023 of 640,233 tokens, 1 min 30 s left, shard train-v0-000003, megabytes 5.23"
+        assert after_bar(line()) == "64,023 of 640,233 tokens, 6,402 tokens/s, 1 min 30 s left, shards 4 of 40"
         clock.now = 30
         assert "1 min 10 s left" in line(), "time passes between two advances"
         clock.now = 300
@@ -74,15 +74,20 @@ def test_the_line_never_breaks(clock, width):
     assert all(len(shown) <= width for shown in visible(reporter._console.file.getvalue()).splitlines())
 
 
-def test_figures_and_then_the_name_give_way_to_the_counts(clock):
-    reporter, line = live(clock, 80)
+@pytest.mark.parametrize(
+    ("width", "name", "rate"),
+    [(120, "cache the teacher ", True), (80, "cache th... ", True), (60, "cach... ", False)],
+)
+def test_figures_then_the_name_and_then_the_rate_give_way_to_the_counts(clock, width, name, rate):
+    reporter, line = live(clock, width)
     with reporter:
-        reporter.begin("train " + "a student " * 10, 2000, "steps")
+        reporter.begin("cache the teacher", 640_233, "tokens")
         clock.now = 10
-        reporter.advance(200, loss=8.828)
-        assert line().startswith("train a student")
-        assert "... " in line()
-        assert after_bar(line()) == "200 of 2,000 steps, 1 min 30 s left"
+        reporter.advance(64_023, loss=8.828)
+        assert line().startswith(name)
+        counts = f"64,023 of 640,233 tokens, {'6,402 tokens/s, ' if rate else ''}1 min 30 s left"
+        assert after_bar(line()).startswith(counts)
+        assert after_bar(line()) == (f"{counts}, loss 8.828" if width == 120 else counts)
 
 
 def test_a_task_of_unknown_length_shows_what_is_done(clock):
@@ -91,7 +96,7 @@ def test_a_task_of_unknown_length_shows_what_is_done(clock):
         reporter.begin("read files", None, "files")
         clock.now = 4
         reporter.advance(1)
-        assert after_bar(line()) == "1 file in 4.0 s"
+        assert after_bar(line()) == "1 file in 4.0 s, 4.0 s per file"
 
 
 def test_on_a_terminal_the_table_comes_after_the_live_line_is_gone():

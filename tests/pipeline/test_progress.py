@@ -9,6 +9,7 @@ from pipeline.progress import (
     SIGN_OF_LIFE_SECONDS,
     LineReporter,
     PlainReporter,
+    Task,
     counted,
     duration,
     make_reporter,
@@ -60,7 +61,7 @@ def test_a_task_of_minutes_writes_about_a_line_per_tenth(plain, lines, clock):
         clock.now += 0.15  # 300 s in all
         plain.advance()
     assert 8 <= len(lines) <= 10
-    assert lines[0] == "cache-teacher: train: 10% (200 of 2,000 steps, 4 min 30 s left)"
+    assert lines[0] == "cache-teacher: train: 10% (200 of 2,000 steps, 6.7 steps/s, 4 min 30 s left)"
 
 
 def test_a_task_of_hours_shows_that_it_lives_and_does_not_flood(plain, lines, clock):
@@ -75,7 +76,7 @@ def test_a_task_of_unknown_length_counts(plain, lines, clock):
     plain.begin("read", None, "documents")
     clock.now = SIGN_OF_LIFE_SECONDS
     plain.advance(1234)
-    assert lines == ["cache-teacher: read: 1,234 documents in 1 min 00 s"]
+    assert lines == ["cache-teacher: read: 1,234 documents in 1 min 00 s, 21 documents/s"]
 
 
 def test_lines_of_one_task_never_come_closer_than_the_interval(plain, lines, clock):
@@ -112,11 +113,38 @@ def test_what_an_earlier_run_did_counts_for_the_share_and_not_for_the_speed(plai
     plain.begin("train", 2000, "steps", done=1500)
     clock.now = SIGN_OF_LIFE_SECONDS
     plain.advance(300)
-    assert lines == ["cache-teacher: train: 90% (1,800 of 2,000 steps, 40 s left)"]
+    assert lines == ["cache-teacher: train: 90% (1,800 of 2,000 steps, 5.0 steps/s, 40 s left)"]
     clock.now += 40
     plain.advance(200)
     plain.begin("next", 1, "steps")
     assert lines[-1] == "cache-teacher: train: 2,000 steps, the last 500 in 1 min 40 s (5.0 steps/s)"
+
+
+def advanced(task, *advances):
+    """What is said of it after some (seconds since the start, units)."""
+    for now, amount in advances:
+        task.advance(amount, {}, now)
+    return task.amount(advances[-1][0])
+
+
+def test_the_time_until_the_first_unit_slows_nothing_down_once_there_are_others():
+    task = Task("cache the teacher", 1000, "tokens", started=0.0)
+    assert advanced(task, (110.0, 100)) == "100 of 1,000 tokens, 1.1 s per token, 16 min 30 s left"
+    assert advanced(task, (130.0, 100)) == "200 of 1,000 tokens, 5.0 tokens/s, 2 min 40 s left"
+    assert advanced(task, (140.0, 50)) == "250 of 1,000 tokens, 5.0 tokens/s, 2 min 30 s left"
+
+
+def test_first_units_that_workers_bring_together_are_no_sign_of_speed():
+    task = Task("cache the teacher", 1600, "tokens", started=0.0)
+    together = [(20.0 + 0.1 * worker, 100) for worker in range(4)]
+    assert advanced(task, *together) == "400 of 1,600 tokens, 20 tokens/s, 1 min 01 s left"
+    assert advanced(task, (24.0, 100)) == "500 of 1,600 tokens, 27 tokens/s, 41 s left"
+
+
+def test_a_rate_is_shown_only_after_seconds():
+    task = Task("train", 100, "steps", started=0.0)
+    assert advanced(task, (0.5, 1), (1.5, 1)) == "2 of 100 steps, 1 min 38 s left"
+    assert advanced(task, (3.5, 2)) == "4 of 100 steps, 1.0 steps/s, 1 min 36 s left"
 
 
 def test_tables_go_to_stdout_after_the_line_of_the_task(plain, lines, capsys):

@@ -3,6 +3,7 @@
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from stages.context import Silent
 from stages.sharing import Done, Failed, InProcess, Place
 
 
@@ -51,6 +52,19 @@ def _begin(job, place):
 
 def _do(item):
     return _do_item(item)
+
+
+class StopsIn(Silent):
+    """Shows nothing, and asks to stop once a task is begun."""
+
+    def __init__(self, task):
+        self.task, self.begun = task, False
+
+    def begin(self, task, _total, _unit, done=0):  # noqa: ARG002  as `Progress` has it
+        self.begun = self.begun or task == self.task
+
+    def should_stop(self):
+        return self.begun
 
 
 class AfterCalls:

@@ -11,14 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import cache_teacher, init_student
+from stages import cache_teacher, init_student, lasting_task
 from stages.config import ConfigError
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, ItemsError
 from stages.sharing import MOST_FAILURES
 from stages.teacher_job import TeacherJob
 from storage import CacheDescription, CacheReader, CacheWork, LockedError
+from tests.stages.runners import StopsIn
 from tests.stages.tiny_models import tiny_bert
+from tests.storage.damage import flip_a_bit
 
 RUN_STAGE = """
 import sys, yaml
@@ -110,6 +112,30 @@ def test_a_damaged_cache_is_made_whole_by_computing_the_bad_shard_only(make_proj
     before = digest(project)
     bad = next((project.artefacts.cache / "shards").glob("train-*/hidden/c/0/0/0"))
     bad.write_bytes(bad.read_bytes()[:-3])
+    project.run(cache_teacher)
+    assert digest(project) == before
+    assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "kept"),
+    [
+        ("read the teacher", "all is as it was"),
+        ("read the tokens", "all is as it was"),
+        ("read cache/current", "cache/current is as it was"),
+        ("read back what is there", "every shard that is whole is kept in"),
+    ],
+)
+def test_a_stop_is_seen_while_what_is_there_is_read_and_nothing_is_lost(copy_cached, monkeypatch, task, kept):
+    project = copy_cached()
+    before = digest(project)
+    bad = next((project.artefacts.cache / "shards").glob("train-*/hidden/c/0/0/0"))
+    flip_a_bit(bad, 5)
+    monkeypatch.setattr(lasting_task, "SHOWN_AFTER", 0.0)
+    stop = StopsIn(task)
+    context = Context(artefacts=project.artefacts, progress=stop, should_stop=stop.should_stop)
+    with pytest.raises(Interrupted, match=kept):
+        project.run(cache_teacher, context=context)
     project.run(cache_teacher)
     assert digest(project) == before
     assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 1

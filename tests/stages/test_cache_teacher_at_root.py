@@ -13,6 +13,7 @@ from storage import CacheReader, verify_cache
 from storage.errors import RemoteError
 from storage.remote import finished_caches, pull, push
 from storage.remote.work import UPLOADS
+from tests.stages.runners import StopsIn
 from tests.storage.damage import flip_a_bit
 from tests.storage.fault_proxy import Fault
 from tests.storage.remote_roots import killed_when, opened, rewrite
@@ -228,7 +229,8 @@ def test_reading_back_uses_a_whole_cache_here_instead_of_the_teacher(copy_cached
 def test_reading_back_stops_when_asked(make_project, cached, memory):
     project = make_project()
     push(cached.artefacts.cache, opened(memory), cached.artefacts.cache_work)
-    with pytest.raises(Interrupted, match=rf"what is at {memory} is as it was"):
-        run_at(memory, project, verify=True, should_stop=lambda: True)
+    stop = StopsIn("read back what is at the root")
+    with pytest.raises(Interrupted, match=rf"every shard that is whole is kept in {memory}"):
+        run_at(memory, project, verify=True, progress=stop, should_stop=stop.should_stop)
     run_at(memory, project, verify=True)
     assert tracked(project) == digest(cached)

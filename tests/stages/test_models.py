@@ -120,7 +120,10 @@ def test_the_digest_follows_weights_and_configuration(tmp_path):
     assert one == same != other
     config = tmp_path / "same" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-5}))
-    assert weights_digest(tmp_path / "same") != one
+    read = []
+    assert weights_digest(tmp_path / "same", read.append) != one
+    files = [tmp_path / "same" / name for name in ("config.json", "model.safetensors")]
+    assert sum(read) == sum(file.stat().st_size for file in files)
 
 
 def test_a_model_is_loaded_in_the_wanted_arithmetic_and_in_eval_mode(tmp_path):

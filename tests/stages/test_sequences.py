@@ -48,15 +48,15 @@ def test_ids_of_large_vocabularies_are_four_bytes_wide():
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_file(tmp_path):
-    digest = write(tmp_path / "a.parquet").digest
-    assert digest == write(tmp_path / "b.parquet", groups=((0, 7),), dtype="u4").digest
+    digest = write(tmp_path / "a.parquet").digest()
+    assert digest == write(tmp_path / "b.parquet", groups=((0, 7),), dtype="u4").digest()
     other = tmp_path / "c.parquet"
     with SequenceWriter(other, np.dtype("u2")) as writer:
         writer.write_group(np.array([8]), np.arange(8, dtype="u2"))
-    joined = SequenceSplit(other).digest
+    joined = SequenceSplit(other).digest()
     with SequenceWriter(other, np.dtype("u2")) as writer:
         writer.write_group(np.array([4, 4]), np.arange(8, dtype="u2"))
-    assert SequenceSplit(other).digest != joined
+    assert SequenceSplit(other).digest() != joined
 
 
 def test_missing_and_broken_files_name_the_command_that_makes_them(tmp_path):
@@ -90,8 +90,11 @@ def test_the_store_tells_what_tokenize_wrote(tokens):
 
 
 def test_digests_are_recomputed_from_the_data(tokens):
-    digests = TokenStore.open(tokens).content_digests()
+    read = []
+    digests = TokenStore.open(tokens).content_digests(read.append)
     assert set(digests) == {"tokens", "tokenizer"}
+    store = TokenStore.open(tokens)
+    assert sum(read) == sum(store.split(split).lengths.sum() for split in ("train", "validation", "test"))
     assert TokenStore.open(tokens).content_digests() == digests
     assert TokenStore.open(tokens).recorded_digest == digests["tokens"]
     shutil.copy(tokens / "validation.parquet", tokens / "test.parquet")

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stages import encode_documents, token_parts, tokenize_corpus
+from stages import encode_documents, lasting_task, token_parts, tokenize_corpus
 from stages.config import TrainTokenizerConfig, load_config
-from stages.context import Artefacts, Context
+from stages.context import Artefacts, Context, Silent
 from stages.corpus import SCHEMA
 from stages.errors import InputError, Interrupted
 from stages.randomness import permutation
@@ -21,7 +21,7 @@ from stages.sequences import TokenStore
 from stages.sharing import InProcess
 from stages.tokenizer import train_wordpiece
 from storage.errors import LockedError
-from tests.stages.runners import AfterCalls, Backwards, Counting, Processes
+from tests.stages.runners import AfterCalls, Backwards, Counting, Processes, StopsIn
 from tests.stages.tiny_tokenizers import WORDS, bert_like
 from tests.tiny import ROOT, tiny_params, tiny_text
 
@@ -37,6 +37,7 @@ def run(tmp_path, monkeypatch):
         evaluation=("alpha beta gamma delta",),
         folder="project",
         should_stop=lambda: False,
+        progress=None,
         runner=None,
         documents_per_part=None,
         **section,
@@ -50,7 +51,12 @@ def run(tmp_path, monkeypatch):
             pq.write_table(table, project / f"data/documents/{split}.parquet", row_group_size=documents_per_part)
         if documents_per_part:
             monkeypatch.setattr(encode_documents, "PART_BYTES", 1)
-        context = Context(artefacts=Artefacts(project=project), should_stop=should_stop, runner=runner or InProcess())
+        context = Context(
+            artefacts=Artefacts(project=project),
+            should_stop=should_stop,
+            progress=progress or Silent(),
+            runner=runner or InProcess(),
+        )
         tokenize_corpus.run(load_config(tiny_params(tokenize=section)), context)
         return TokenStore.open(context.artefacts.tokens)
 
@@ -204,6 +210,23 @@ def test_it_stops_when_asked_and_writes_nothing(run, tmp_path):
     assert [path.name for path in (tmp_path / "project/data").iterdir()] == ["documents"]
 
 
+@pytest.mark.usefixtures("bert_folder")
+@pytest.mark.parametrize(
+    ("task", "left"), [("read the documents", 12), ("read back what is there", 12), ("put train in order", 0)]
+)
+def test_a_stop_is_seen_while_files_are_read_and_put_in_order_and_what_was_encoded_is_kept(
+    run, monkeypatch, task, left
+):
+    monkeypatch.setattr(lasting_task, "SHOWN_AFTER", 0.0)
+    texts = [" ".join(WORDS) for _ in range(20)]
+    stop = StopsIn(task)
+    with pytest.raises(Interrupted, match=r"what was encoded is kept in \.cache-work"):
+        run(texts, documents_per_part=2, progress=stop, should_stop=stop.should_stop, **LOAD)
+    runner = Counting()
+    run(texts, documents_per_part=2, runner=runner, **LOAD)
+    assert len(runner.items) == left
+
+
 def test_row_groups_are_small_and_the_order_does_not_depend_on_them(run, monkeypatch, tmp_path):
     whole = sequences(run())
     monkeypatch.setattr(tokenize_corpus, "_ROW_GROUP_TOKENS", 200)
@@ -297,7 +320,9 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_whole(run, tmp_path):
 def test_what_was_encoded_with_other_parameters_or_documents_is_not_taken(run, tmp_path):
     texts = [" ".join(WORDS) for _ in range(20)]
     with pytest.raises(Interrupted):
-        run(texts, should_stop=AfterCalls(3), documents_per_part=2, **LOAD)
+        run(
+            texts, should_stop=AfterCalls(3 + 12 + 3), documents_per_part=2, **LOAD
+        )  # files, parts that may be there, parts
     for change in ({"sequence_tokens": 9}, {"train": [*texts, "beta beta beta"]}):
         runner = Counting()
         run(**{"train": texts, "documents_per_part": 2, **LOAD, **change}, runner=runner)
@@ -323,7 +348,7 @@ def test_two_at_the_same_work_are_refused(run, tmp_path):
 
 def test_a_trained_tokenizer_is_kept_for_the_next_start(run, tmp_path):
     with pytest.raises(Interrupted):
-        run(should_stop=AfterCalls(2), documents_per_part=5)
+        run(should_stop=AfterCalls(3 + 2), documents_per_part=5)  # files, parts that may be there
     (work,) = (tmp_path / "project/.cache-work").glob("tokenize-*/")
     kept = {path.name: path.read_bytes() for path in (work / "tokenizer").iterdir()}
     store = run(documents_per_part=5)

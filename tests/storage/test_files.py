@@ -23,7 +23,10 @@ def test_writing_replaces_a_file_and_leaves_nothing_else(tmp_path):
 
 
 def test_the_digest_of_a_file_is_that_of_its_bytes(folder):
+    read = []
     assert sha256_file(folder / "inner" / "file") == hashlib.sha256(b"abc").hexdigest()
+    assert sha256_file(folder / "inner" / "file", read.append) == hashlib.sha256(b"abc").hexdigest()
+    assert read == [3]
 
 
 def test_moving_makes_the_parents_of_the_target(folder, tmp_path):

@@ -294,8 +294,8 @@ def test_reading_back_finds_every_damaged_file_and_all_are_replaced(url, work_at
         rewrite(url, f"{FINGERPRINT}/{name}", flip)
     opened(url).below(FINGERPRINT).remove(chunk_of(SHARDS[2], local))
     looked, told = [], {}
-    with work_at(url, looked=looked.append, verify=True) as work:
-        assert work.missing(told.__setitem__) == [SHARDS[0], SHARDS[2]]
+    with work_at(url, verify=True) as work:
+        assert work.missing(told.__setitem__, looked.append) == [SHARDS[0], SHARDS[2]]
         assert sorted(looked) == sorted(SHARDS)
         assert f"{chunk_of(SHARDS[0], local)} has SHA-256" in told[SHARDS[0]]
         assert write(work, tmp_path, tracked) == CacheReader(local).root_digest

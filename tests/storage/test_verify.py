@@ -41,6 +41,14 @@ def test_verify_finds_nothing_wrong_with_a_whole_cache_and_reports_every_file(ca
     ]
 
 
+def test_what_its_progress_raises_ends_it_also_before_any_file_is_read(caches):
+    def stop(_name, size):
+        raise InterruptedError(size)
+
+    with pytest.raises(InterruptedError, match="0"):
+        verify_cache(caches("masked"), progress=stop)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_whole_cache_of_any_layout_has_no_problem(caches, layout):
     assert problems(caches(layout)) == []

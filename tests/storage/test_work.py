@@ -1,6 +1,8 @@
 import dataclasses
+import gc
 import json
 import shutil
+import weakref
 
 import pytest
 
@@ -76,6 +78,25 @@ def test_a_damaged_shard_is_removed_reported_and_missing(work, file):
     assert work.missing(reported.__setitem__) == [SHARD]
     assert list(reported) == [SHARD]
     assert not (work.folder / "shards" / f"{SHARD}.zarr").exists()
+
+
+def test_each_shard_that_was_looked_at_is_told_and_what_that_raises_ends_it(work, description):
+    looked = []
+    assert work.missing(looked=looked.append) == []
+    assert looked == description.shard_ids()
+
+    def stop(shard):
+        raise InterruptedError(str(shard))
+
+    with pytest.raises(InterruptedError, match=str(description.shard_ids()[0])):
+        work.missing(looked=stop)
+    assert work.missing() == []
+
+
+def test_the_figures_of_a_shard_are_not_kept_in_memory(work):
+    manifest = weakref.ref(work.take_in(SHARD))
+    gc.collect()
+    assert manifest() is None
 
 
 def test_a_shard_without_its_manifest_is_computed_again(work):
