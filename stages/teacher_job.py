@@ -15,6 +15,7 @@ from stages.cache_description import require_teacher, require_tokens
 from stages.cache_figures import shard_figures
 from stages.config import CacheConfig, Config
 from stages.context import Artefacts
+from stages.device import torch_dtype
 from stages.errors import InputError, ShardError
 from stages.heads import Head
 from stages.kept_head import holds_head
@@ -24,9 +25,6 @@ from stages.sharing import Place
 from stages.teacher_loading import load_teacher, spread_of
 from stages.teacher_targets import SeenSequences, TargetsComputer, mask_shard
 from storage import SPLITS, CacheDescription, InvalidTargetsError, ShardId, ShardPublisher, ShardTargets, Split
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 OF_ONE_SHARD = (ShardError, InvalidTargetsError)
 """Errors that say nothing of the other shards."""
@@ -50,8 +48,8 @@ class TeacherJob:
             self.artefacts.cache_work / self.description.fingerprint,
             self.artefacts.teacher,
             objective=self.config.teacher.objective,
-            precision=_DTYPES[self.config.cache.precision],
-            dtype=_DTYPES[self.config.cache.head_dtype],
+            precision=torch_dtype(self.config.cache.precision),
+            dtype=torch_dtype(self.config.cache.head_dtype),
         )
 
     @contextmanager
@@ -69,7 +67,7 @@ class TeacherJob:
             self.artefacts.teacher,
             objective=self.config.teacher.objective,
             attention=config.attention,
-            dtype=_DTYPES[config.precision],
+            dtype=torch_dtype(config.precision),
             device=place.device,
             spread=spread_of(self.config.machine, self.artefacts.cache_work, self.description.fingerprint),
         )
@@ -82,7 +80,7 @@ class TeacherJob:
             compiled=config.compile,
         )
         publisher = ShardPublisher(self.artefacts.cache_work, self.description)
-        for name, data in Head.of(teacher).files(_DTYPES[config.head_dtype]).items():
+        for name, data in Head.of(teacher).files(torch_dtype(config.head_dtype)).items():
             publisher.add_file(name, data)
         # All forward passes are done in one thread: each that does one has a pool of `place.threads` of its own.
         with ThreadPoolExecutor(1, "teacher", torch.set_num_threads, (place.threads,)) as thread:

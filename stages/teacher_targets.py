@@ -173,8 +173,7 @@ class TargetsComputer:
             # TF32 keeps all bits that bfloat16 states have, and a GPU's plain float32 takes longer than the whole encoder.
             torch.set_float32_matmul_precision("high")
         # The head works in float32 whatever the encoder's dtype, as it will when a student rebuilds the logits.
-        head = Head.of(teacher)
-        head = Head(head.steps, {name: tensor.detach().float() for name, tensor in head.tensors.items()})
+        head = Head.of(teacher).float()
         if compiled:
             teacher.base_model.compile(dynamic=True)  # batches differ in shape
         self._rows = RowTargets(head, temperatures, compiled=compiled)
