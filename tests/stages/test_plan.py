@@ -134,13 +134,14 @@ def test_a_cache_at_a_root_takes_no_room_here_and_its_speed_is_not_guessed(make_
 
 def test_without_tokens_or_teacher_the_command_that_makes_them_is_named(make_project):
     project = make_project()
+    before = everything_below(project.artefacts.cache_work)
     shutil.rmtree(project.artefacts.teacher)
     with pytest.raises(InputError, match="run: pipeline teacher"):
         plan.run(project.config, project.context, sample_tokens=400)
     shutil.rmtree(project.artefacts.tokens)
     with pytest.raises(InputError, match="run: pipeline tokenize"):
         plan.run(project.config, project.context, sample_tokens=400)
-    assert not any(project.artefacts.cache_work.glob("*"))
+    assert everything_below(project.artefacts.cache_work) == before
 
 
 def test_a_plan_leaves_the_project_as_it_was_done_or_stopped(make_project):
@@ -165,6 +166,7 @@ def test_a_teacher_that_gives_nan_is_refused_and_nothing_stays(make_project):
     tensors = load_file(weights)
     tensors["cls.predictions.bias"] = torch.full_like(tensors["cls.predictions.bias"], float("nan"))
     save_file(tensors, weights, metadata={"format": "pt"})
+    before = everything_below(project.folder)
     with pytest.raises(InputError, match="not finite"):
         plan.run(project.config, project.context, sample_tokens=400)
-    assert not any(project.artefacts.cache_work.glob("*"))
+    assert everything_below(project.folder) == before
