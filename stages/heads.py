@@ -134,7 +134,9 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (rows, V) from hidden states (rows, H)."""
-        return self.project(self.features(hidden))
+        for step in self.steps:
+            hidden = self._apply(step, hidden)
+        return hidden
 
     def _apply(self, step: Mapping[str, Any], x: Tensor) -> Tensor:
         op = step["op"]
