@@ -17,7 +17,7 @@ from tests.tiny import ROOT
             {"stage_one_balanced_all", "stage_one_small_all", "stage_one_balanced_masked"},
             ("selection and coding", "memory beside the teacher", "bytes"),
         ),
-        ("selection", {"selection_statistics", "selection_top_k", "selection_draws"}, ("microseconds per row",)),
+        ("selection", {"selection_statistics", "selection_top_k", "selection_draws"}, ("our draws",)),
     ],
 )
 def test_a_quick_run_prints_its_tables_and_writes_its_ratios(tmp_path, name, ratios, said):
