@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from pipeline.params import read_config
+from stages.cache_description import cut_into_shards
 from stages.config import Config, cache_spec
 from stages.context import Artefacts
 from stages.models import weights_digest
@@ -98,10 +99,8 @@ def configured(overrides: Sequence[str]) -> Config:
 def describe(config: Config, artefacts: Artefacts, shapes: TeacherShapes) -> CacheDescription:
     """The train split of these tokens, in shards of `shapes.shard_tokens`, as the configuration keeps it."""
     lengths = TokenStore.open(artefacts.tokens).split("train").lengths.astype(np.int64)
-    number = (np.cumsum(lengths) - lengths) // shapes.shard_tokens
-    counts = np.bincount(number)[: shapes.shards]
-    starts = np.cumsum(counts) - counts
-    sequences = int(counts.sum())
+    shards = cut_into_shards(lengths, shapes.shard_tokens)[: shapes.shards]
+    sequences = sum(shards[-1])
     train = SplitDescription(
         layout=config.cache.layout(
             "train",
@@ -112,7 +111,7 @@ def describe(config: Config, artefacts: Artefacts, shapes: TeacherShapes) -> Cac
         variants=1,
         sequences=sequences,
         tokens=int(lengths[:sequences].sum()),
-        shards=tuple(zip(starts.tolist(), counts.tolist(), strict=True)),
+        shards=shards,
     )
     return CacheDescription(
         spec=cache_spec(config),

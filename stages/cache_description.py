@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
@@ -120,10 +122,6 @@ def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: Mod
     if wanted is not None and wanted > len(lengths):
         raise refuse(f"cache.sequences.{split}", wanted, f"null or at most the {len(lengths)} sequences in data/tokens")
     lengths = lengths[:wanted].astype(np.int64)
-    # A shard is cut where the running token count passes a multiple of shard_tokens.
-    number = (np.cumsum(lengths) - lengths) // config.cache.shard_tokens
-    starts = np.flatnonzero(np.diff(number, prepend=-1))
-    counts = np.diff(starts, append=len(lengths))
     return SplitDescription(
         layout=config.cache.layout(
             split,
@@ -134,5 +132,13 @@ def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: Mod
         variants=config.masking.variants if split == "train" else 1,
         sequences=len(lengths),
         tokens=int(lengths.sum()),
-        shards=tuple(zip(starts.tolist(), counts.tolist(), strict=True)),
+        shards=cut_into_shards(lengths, config.cache.shard_tokens),
     )
+
+
+def cut_into_shards(lengths: npt.NDArray[np.integer[Any]], shard_tokens: int) -> tuple[tuple[int, int], ...]:
+    """First sequence and number of sequences of each shard: cut where the running token count passes a multiple of `shard_tokens`."""
+    number = (np.cumsum(lengths, dtype=np.int64) - lengths) // shard_tokens
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    counts = np.diff(starts, append=len(lengths))
+    return tuple(zip(starts.tolist(), counts.tolist(), strict=True))

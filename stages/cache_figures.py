@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from storage import CacheReader, ShardTargets
 from storage.cache_info import KINDS, bytes_by_array, mean_figures
-from storage.manifest import ShardManifest
-from storage.publication import shard_bytes
 
 ENTROPY_EDGES = np.arange(0.0, 13.0, 0.5)
 """Nats; log of a vocabulary of 120,000 is 11.7, and the last bin takes what is beyond it."""
@@ -45,30 +43,6 @@ def shard_figures(
                 entry["retained_mass"][str(temperature)] = _summary("retained_mass", retained[i][chosen])
         figures[name] = entry
     return figures
-
-
-class ShardsSoFar:
-    """What is worth watching while shards come in, added up from their manifests."""
-
-    def __init__(self) -> None:
-        self._bytes = 0
-        self._positions = 0
-        self._retained = 0.0
-
-    def add(self, manifest: ShardManifest) -> None:
-        """One more shard."""
-        self._bytes += shard_bytes(manifest)
-        found = mean_figures(manifest.figures.get(kind) for kind in KINDS)
-        for mass in list(found.get("retained_mass", {}).values())[:1]:  # at the first temperature that is declared
-            self._positions += found["positions"]
-            self._retained += found["positions"] * mass
-
-    def figures(self) -> dict[str, float]:
-        """Megabytes, and the mean probability that the cached logits hold, where logits are kept."""
-        figures = {"megabytes": round(self._bytes / 1e6, 2)}
-        if self._positions:
-            figures["retained mass"] = round(self._retained / self._positions, 3)
-        return figures
 
 
 class TrainFigures:

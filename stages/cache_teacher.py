@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
 from stages.cache_description import describe, require_teacher, require_tokens
-from stages.cache_figures import ShardsSoFar
 from stages.cache_location import push_cache
 from stages.cache_report import report, report_part, reported
 from stages.config import Config
@@ -117,7 +116,7 @@ def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWo
             with job.begin(context.place):  # it puts the teacher's head into the cache
                 pass
         return
-    failures, so_far = Failures(context.progress.message), ShardsSoFar()
+    failures = Failures(context.progress.message)
     log = MetricsLog(artefacts.cache_metrics(work.part), shards=len(missing), tokens=total)
     with closing(context.runner.run(job, missing, context.place)) as outcomes:
         for outcome in outcomes:
@@ -126,9 +125,8 @@ def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWo
                 failures.add(outcome, OF_ONE_SHARD)
                 continue
             manifest, done = work.take_in(outcome.item), _tokens(tokens, description, outcome.item)
-            so_far.add(manifest)
             log.add(outcome.item, done, manifest)
-            context.progress.advance(done, shards=log.shards, **so_far.figures())
+            context.progress.advance(done, **log.figures())
             context.stop_if_asked(kept)
     failures.finish(kept)
 

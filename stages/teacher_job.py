@@ -115,14 +115,13 @@ class _Worker:
         if self.publisher.find(shard) is not None:  # done by a process that was lost before it could say so
             return
         description, seed = self.job.description, self.job.config.masking.seed
-        layout = description.splits[shard.split].layout
         with self._reading(shard):
             seen = mask_shard(self.tokens, self.maskers[shard.split], shard, description.span(shard), seed=seed)
         targets = self._compute(shard, seen)
         with self._reading(shard):
             read = self.tokens_again.split(shard.split).read(*description.span(shard))
         targets.check_against(description, shard, *read)
-        rows = seen.rows(layout)
+        rows = targets.row_token
         masked = (seen.masked if rows is None else seen.masked[rows]) == 1
         figures = shard_figures(targets, masked, description.temperatures)
         self.publisher.publish(shard, targets, computed_with(self.job.config, self.place), figures)

@@ -21,6 +21,7 @@ from stages.randomness import words
 from stages.sequences import TokenIds
 from stages.work_folder import kept_part, whole_part
 from storage.layout import Split
+from storage.ragged import offsets_of
 
 FORMAT = 2
 """Of the files of a part."""
@@ -146,13 +147,6 @@ class Shuffled:
             lengths[row : row + stop - start] = np.diff(offsets)
             row, token = row + stop - start, token + stop_token - start_token
         return np.argsort(keys, kind="stable"), lengths, flat
-
-
-def offsets_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each of some pieces that lie one after the other begins, and where the last ends: i8 (S + 1,)."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
 
 
 def in_order(ids: TokenIds, offsets: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> TokenIds:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import LockedError
-from storage.files import TEMPORARY, writing
+from storage.files import TEMPORARY, discard, writing
 
 PROBE_BYTES = 32 << 20
 PROBES = 3
@@ -43,7 +43,8 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
                 f"another process probes this disk (it holds {folder}); wait for it, then run the command again"
             ) from None
         try:
-            _empty(folder)
+            for left_behind in list(folder.iterdir()):
+                discard(left_behind)
             yield folder
         finally:
             shutil.rmtree(folder)
@@ -99,11 +100,3 @@ def can_reflink(folder: Path) -> bool | None:
     finally:
         for path in (source, copy):
             path.unlink(missing_ok=True)
-
-
-def _empty(folder: Path) -> None:
-    for path in list(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -110,7 +110,11 @@ class ShardPublisher:
             )
             with publishing(self.root, self.description.fingerprint):
                 self._put(temporary, manifest)
+        self._published(shard)
         return shard_bytes(manifest)
+
+    def _published(self, shard: ShardId) -> None:
+        """A shard has its place: whoever coordinates the work is to be told by others."""
 
     def _put(self, temporary: Path, manifest: ShardManifest) -> None:
         """Give the files of a shard their place and write its manifest, unless that is done already."""

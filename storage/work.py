@@ -7,12 +7,9 @@ a manifest; each is recognised and redone (FORMAT.md, section 8). The files on d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from storage.description import CacheDescription
 from storage.errors import CorruptError, FormatError, IncompleteError, MismatchError
@@ -215,20 +212,10 @@ class CacheWork(ShardPublisher):
             return False
         return True
 
-    def store(
-        self,
-        shard: ShardId,
-        arrays: Mapping[str, NDArray[Any]],
-        counts: dict[str, int],
-        computed_with: dict[str, Any],
-        figures: dict[str, Any],
-    ) -> int:
-        """As `ShardPublisher.store`; the shard takes the place of one that is there, and is taken in."""
-        written = super().store(shard, arrays, counts, computed_with, figures)
+    def _published(self, shard: ShardId) -> None:
         self.take_in(shard)
-        return written
 
-    def _leaves(self, shard: ShardId) -> bool:  # noqa: ARG002  whoever publishes here has looked
+    def _leaves(self, shard: ShardId) -> bool:  # noqa: ARG002  whoever publishes here has looked; it takes the other's place
         return False
 
     def take_in(self, shard: ShardId) -> ShardManifest:

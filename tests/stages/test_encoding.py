@@ -8,7 +8,7 @@ from tokenizers import processors
 
 from stages.encoding import Encoder, Framing
 from stages.errors import InputError
-from stages.token_parts import offsets_of
+from storage.ragged import offsets_of
 from tests.stages.tiny_tokenizers import KINDS, WORDS, bert_like, gpt2_like
 
 TOKENIZERS = {kind: make() for kind, make in KINDS.items()}

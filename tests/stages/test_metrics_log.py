@@ -28,7 +28,7 @@ def test_the_speed_and_the_time_left_are_those_of_this_start(tmp_path):
     log.add(SHARD, 200, manifest())
     last = lines(tmp_path / "metrics.jsonl")[-1]
     assert (last["tokens_per_second"], last["seconds_left"]) == (100.0, 6.0)
-    assert (last["shards_done"], last["tokens_done"], log.shards) == (2, 400, "2 of 4")
+    assert (last["shards_done"], last["tokens_done"], log.figures()["shards"]) == (2, 400, "2 of 4")
 
 
 def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path):

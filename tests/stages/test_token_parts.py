@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from stages import token_parts
 from stages.randomness import words
-from stages.token_parts import PartId, Shuffled, offsets_of, read_figures, write_part
+from stages.token_parts import PartId, Shuffled, read_figures, write_part
+from storage.ragged import offsets_of
 
 U2 = np.dtype("u2")
 
