@@ -34,6 +34,8 @@ from storage import (
 )
 
 Batch = dict[str, Tensor]
+_OF_SEQUENCES = ("input_ids", "attention_mask")
+"""What of a batch does not belong to rows."""
 
 SHARD_MEMORY_BYTES = 4 << 30
 
@@ -86,6 +88,20 @@ def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
         weight[~_inside(rows.draw_count)] = 0
         arrays.update(draw_ids=_padded(rows.draw_ids.astype(np.int64), rows.draw_count), draw_weight=weight)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def labelled_first(batch: Batch) -> Batch:
+    """The same batch for a loss: first the rows that are predicted, in their order, then the others.
+
+    `labels` i8 (n,) are those of the first n rows. So their number is known without asking the device, and no kernel has to choose
+    rows among (rows, V) logits.
+    """
+    labelled = batch["labels"] != IGNORED
+    of_rows = [name for name in batch if name not in _OF_SEQUENCES]
+    if not labelled.all():
+        order = torch.cat([labelled.nonzero(), (~labelled).nonzero()]).squeeze(1)
+        batch = batch | {name: batch[name][order] for name in of_rows}
+    return batch | {"labels": batch["labels"][: int(labelled.sum())]}
 
 
 def _inside(counts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -171,19 +187,21 @@ class TargetDecoder:
         return DrawnTargets(ids, shares, entropy)
 
     def row_weights(self, batch: Batch) -> Tensor | None:
-        """How many positions each row stands for, f4 (R,); None where each stands for itself."""
+        """How many positions each row stands for, f4 (R,); None where each stands for itself. For batches of `labelled_first`."""
         if self.layout.positions != "sampled":
             return None
-        weights = torch.full(batch["labels"].shape, 1.0 / self.layout.position_fraction, device=batch["labels"].device)
-        return weights.masked_fill_(batch["labels"] != IGNORED, 1.0)
+        rows = batch["row_index"]
+        weights = torch.full(rows.shape, 1.0 / self.layout.position_fraction, device=rows.device)
+        weights[: len(batch["labels"])] = 1.0
+        return weights
 
     def positions(self, batch: Batch) -> int:
         """How many positions the rows stand for: all tokens where some were sampled, else the rows themselves."""
-        return int(batch["attention_mask"].sum()) if self.layout.positions == "sampled" else batch["labels"].numel()
+        return int(batch["attention_mask"].sum()) if self.layout.positions == "sampled" else batch["row_index"].numel()
 
 
 class PlannedBatches(IterableDataset[Batch]):
-    """The micro-batches of a plan, from optimizer step `first_step` to before `last_step`, for one rank.
+    """The micro-batches of a plan, as `labelled_first` gives them, from optimizer step `first_step` to before `last_step`, for one rank.
 
     A process of its own reads the shards ahead (`storage.ShardLoader`), one for all ranks of a node (`shared_by`).
     `memory_bytes` bounds what is decoded: with room for two windows of the plan, the next one is read while a window is in use.
@@ -222,7 +240,7 @@ class PlannedBatches(IterableDataset[Batch]):
                     if micro[-1] == mine[-1]:
                         # All ranks come to the same windows before one of them waits for the others' gradients.
                         loader.advance(int(windows[-1]))
-                    yield to_batch(rows, pad_id=pad_id, wanted=self._wanted)
+                    yield labelled_first(to_batch(rows, pad_id=pad_id, wanted=self._wanted))
 
     def _loader(self, shards: list[list[ShardId]]) -> ShardLoader:
         """Reads `shards`, those of each variant. Raises `ConfigError` where the memory does not hold what a window needs."""

@@ -1,16 +1,49 @@
-"""KL(teacher || student) at a temperature, for each kind of target: the value of each row and its gradient.
+"""KL(teacher || student) at a temperature, for each kind of target, and cross-entropy with labels: value and gradient of each row.
 
-`divergence` works on one chunk of rows. tests/stages/test_losses.py holds every kind against a dense float64 reference.
+The functions work on a block of rows and in place: what comes in as scaled logits leaves as their gradient. A vocabulary is
+long, so what counts is how often a row is read from memory; with s = z / T, m = max s over some ids and e = exp(s - m), all that
+is needed of these ids is m and sum e. tests/stages/test_losses.py holds every kind against a dense float64 reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from stages.heads import Head, filled
+
+
+class Targets(Protocol):
+    """What the student's distribution is compared with, row by row."""
+
+    def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> Targets:
+        """Those of some rows. `buffer` gives room for so many rows of logits (n, V)."""
+
+    def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """KL in nats (rows,) from the student's scaled logits z / T (rows, V).
+
+        `scaled` is overwritten with the gradient of `sum(weights * KL)` with respect to it; `weights` (rows,). May be done once.
+        """
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The teacher's logits (rows, V)."""
+
+    logits: Tensor
+
+    def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> DenseTargets:
+        """As `Targets.of_rows`."""
+        del buffer
+        return DenseTargets(self.logits[rows])
+
+    def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """As `Targets.divergence_`: KL = sum p (log p - log q), with gradient q - p. The logits are used up."""
+        return _dense_(scaled, self.logits.to(scaled.dtype).div_(temperature), weights)
 
 
 @dataclass(frozen=True)
@@ -25,6 +58,18 @@ class HiddenTargets:
     """Float (rows, H) of the teacher."""
     head: Head
 
+    def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> DenseTargets:
+        """As `Targets.of_rows`: here the logits are made."""
+        hidden = self.hidden[rows]
+        features = self.head.features(filled(hidden))
+        out = None if buffer is None or torch.is_autocast_enabled(hidden.device.type) else buffer()
+        fits = out is not None and out.dtype == features.dtype and len(out) >= len(features)
+        return DenseTargets(self.head.project(features, out[: len(features)] if fits else None)[: len(hidden)])
+
+    def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """As `Targets.divergence_`."""
+        return self.of_rows(slice(None)).divergence_(scaled, weights, temperature)
+
 
 @dataclass(frozen=True)
 class TopKTargets:
@@ -36,6 +81,17 @@ class TopKTargets:
     """Float (rows, k): `z / T - logsumexp_T` of the full row, so the bucket's mass is known exactly; -inf where an id repeats."""
     renormalise: bool = False
     """Without a bucket: both sides are distributions over these ids alone. Biased; for comparison."""
+
+    def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> TopKTargets:
+        """As `Targets.of_rows`."""
+        del buffer
+        return TopKTargets(self.ids[rows], self.log_probabilities[rows], self.renormalise)
+
+    def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """As `Targets.divergence_`, at the temperature of the log-probabilities."""
+        del temperature
+        log_p = self.log_probabilities.to(scaled.dtype)
+        return (_renormalised_ if self.renormalise else _bucket_)(scaled, self.ids, log_p, weights)
 
 
 @dataclass(frozen=True)
@@ -49,64 +105,87 @@ class DrawnTargets:
     entropy: Tensor
     """Float (rows,) in nats, of the teacher at the same temperature: makes the mean value the KL."""
 
+    def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> DrawnTargets:
+        """As `Targets.of_rows`."""
+        del buffer
+        return DrawnTargets(self.ids[rows], self.shares[rows], self.entropy[rows])
 
-Targets = HiddenTargets | TopKTargets | DrawnTargets
-
-
-def divergence(scaled: Tensor, targets: Targets, part: slice, temperature: float) -> tuple[Tensor, Tensor]:
-    """KL in nats (rows,) of the rows `part` of the targets, and its gradient with respect to `scaled` = z / T (rows, V)."""
-    log_q = torch.log_softmax(scaled, dim=-1)
-    if isinstance(targets, HiddenTargets):
-        teacher = targets.head.logits(filled(targets.hidden[part]))[: len(scaled)].to(scaled.dtype)
-        log_p = torch.log_softmax(teacher / temperature, dim=-1)
-        p = log_p.exp()
-        loss = torch.linalg.vecdot(p, log_p.sub_(log_q))
-        return loss, log_q.exp_().sub_(p)
-    if isinstance(targets, DrawnTargets):
-        shares, entropy = targets.shares[part].to(scaled.dtype), targets.entropy[part].to(scaled.dtype)
-        return _drawn(log_q, targets.ids[part], shares, entropy)
-    log_p = targets.log_probabilities[part].to(scaled.dtype)
-    return (_renormalised if targets.renormalise else _bucket)(log_q, targets.ids[part], log_p)
+    def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
+        """As `Targets.divergence_`, at the temperature of the draws: cross-entropy with the shares, less the teacher's entropy."""
+        del temperature
+        loss = cross_entropy_(scaled, self.ids, self.shares.to(scaled.dtype), weights)
+        return loss.sub_(self.entropy.to(scaled.dtype))
 
 
-def _drawn(log_q: Tensor, ids: Tensor, shares: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy against the shares s less the teacher's entropy; with m = sum s, the gradient is m q_v - s_v."""
-    loss = -torch.linalg.vecdot(shares, log_q.gather(1, ids)) - entropy
-    gradient = log_q.exp_().mul_(shares.sum(-1, keepdim=True))
-    return loss, gradient.scatter_add_(1, ids, -shares)
+def cross_entropy_(scaled: Tensor, ids: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+    """`-sum_j share_j log softmax(s)[id_j]`, (n,), of scaled logits (n, V), ids and shares (n, j).
+
+    With S the sum of the shares the gradient is S q_v - share_v; `scaled` is overwritten with `weights` times it.
+    """
+    at_ids = scaled.gather(1, ids)
+    largest, total = _exponentials_(scaled)
+    of_all = shares.sum(-1)
+    loss = of_all * (largest + total.log()) - torch.linalg.vecdot(shares, at_ids)
+    scaled.mul_((weights * of_all / total)[:, None])
+    scaled.scatter_add_(1, ids, shares.mul(-weights[:, None]))
+    return loss
 
 
-def _bucket(log_q: Tensor, ids: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+def _dense_(scaled: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
+    """KL (n,) of a full teacher: both scaled logits (n, V). `scaled` becomes `weights (q - p)`; `teacher` is used up."""
+    scaled.sub_(scaled.amax(-1, keepdim=True))
+    teacher.sub_(teacher.amax(-1, keepdim=True))
+    p = teacher.exp()
+    # From the difference: the KL is small where both are large.
+    difference = torch.linalg.vecdot(p, teacher.sub_(scaled))
+    p_total, q_total = p.sum(-1), scaled.exp_().sum(-1)
+    scaled.mul_((weights / q_total)[:, None]).sub_(p.mul_((weights / p_total)[:, None]))
+    return difference / p_total - p_total.log() + q_total.log()
+
+
+def _exponentials_(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """M = max s and sum exp(s - m), both (n,); `scaled` (n, V) is overwritten with exp(s - m)."""
+    # Where every id is left out m is -inf; any finite number serves, as exp(-inf) is 0 all the same.
+    largest = scaled.amax(-1).clamp_min(torch.finfo(scaled.dtype).min)
+    scaled.sub_(largest[:, None]).exp_()
+    return largest, scaled.sum(-1)
+
+
+def _bucket_(scaled: Tensor, ids: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
     """KL over the ids and one bucket for all others.
 
-    With m = sum p + r: dKL/dz_v = m q_v - p_v on the support, m q_v - r q_v / Q outside, Q the student's mass there.
+    With r the bucket's mass and m = sum p + r: dKL/ds_v = m q_v - p_v on the support, m q_v - r q_v / Q outside, Q the
+    student's mass there. What is outside has a maximum of its own, so neither Q nor q_v / Q is lost where the student is sure.
     """
     kept = log_p > float("-inf")
     p = log_p.exp()
-    rest = (1.0 - p.sum(-1, keepdim=True)).clamp_min(0.0)
+    rest = (1.0 - p.sum(-1)).clamp_min(0.0)
     # Where the support is the whole vocabulary, what is left of 1 is rounding.
-    rest.masked_fill_(kept.sum(-1, keepdim=True) == log_q.shape[1], 0.0)
-    mass = p.sum(-1, keepdim=True) + rest
-    log_q_support = log_q.gather(1, ids)
-    # Summed over the entries outside: 1 - sum over the support would cancel to nothing where the student is sure.
-    log_q_rest = log_q.scatter(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
-    has_rest = rest > 0
-    on_support = torch.where(kept, p * (log_p - log_q_support), 0.0).sum(-1)
-    outside = torch.special.xlogy(rest, rest) - rest * log_q_rest.masked_fill(~has_rest, 0.0)
-    loss = on_support + torch.where(has_rest, outside, 0.0).squeeze(-1)
-    share = torch.where(has_rest, rest / log_q_rest.exp().clamp_min(torch.finfo(log_q.dtype).tiny), 0.0)
-    q = log_q.exp()
-    gradient = q * (mass - share)
-    of_support = mass * q.gather(1, ids) - p
+    rest.masked_fill_(kept.sum(-1) == scaled.shape[1], 0.0)
+    mass = p.sum(-1) + rest
+    at_ids = scaled.gather(1, ids)
+    inside = at_ids.masked_fill(~kept, float("-inf")).logsumexp(-1)
+    scaled.scatter_(1, ids, float("-inf"))
+    largest, total = _exponentials_(scaled)
+    outside = largest + total.clamp_min(torch.finfo(scaled.dtype).tiny).log()
+    everything = torch.logaddexp(inside, outside)
+    log_q = at_ids - everything[:, None]
+    loss = torch.where(kept, p * (log_p - log_q), 0.0).sum(-1)
+    loss += torch.special.xlogy(rest, rest) - rest * (outside - everything)
+    of_each = mass * (outside - everything).exp() - rest
+    scaled.mul_((weights * of_each / total.clamp_min(1.0))[:, None])
     # A repeated id is the row's first: the same value is written there again.
-    return loss, gradient.scatter_(1, ids, torch.where(kept, of_support, of_support[:, :1]))
+    of_support = weights[:, None] * (mass[:, None] * log_q.exp() - p)
+    scaled.scatter_(1, ids, torch.where(kept, of_support, of_support[:, :1]))
+    return loss
 
 
-def _renormalised(log_q: Tensor, ids: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+def _renormalised_(scaled: Tensor, ids: Tensor, log_p: Tensor, weights: Tensor) -> Tensor:
     """KL between both sides scaled to sum to 1 over the ids: the gradient is their difference there, and 0 elsewhere."""
     kept = log_p > float("-inf")
     log_p = torch.log_softmax(log_p, dim=-1)
-    log_q_support = torch.log_softmax(log_q.gather(1, ids).masked_fill_(~kept, float("-inf")), dim=-1)
+    log_q = torch.log_softmax(scaled.gather(1, ids).masked_fill_(~kept, float("-inf")), dim=-1)
     p = log_p.exp()
-    loss = torch.where(kept, p * (log_p - log_q_support), 0.0).sum(-1)
-    return loss, torch.zeros_like(log_q).scatter_add_(1, ids, log_q_support.exp_().sub_(p))
+    loss = torch.where(kept, p * (log_p - log_q), 0.0).sum(-1)
+    scaled.zero_().scatter_add_(1, ids, log_q.exp().sub_(p).mul_(weights[:, None]))
+    return loss

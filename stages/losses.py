@@ -21,11 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, divergence
-from stages.heads import filled, row_chunks
+from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, cross_entropy_
+from stages.projection import ChunkedProjection, slices
 
 __all__ = [
-    "CHUNK_ROWS",
     "IGNORED",
     "DistillationLoss",
     "DrawnTargets",
@@ -37,10 +36,7 @@ __all__ = [
 ]
 
 IGNORED = -100
-"""Label of a position that is not predicted."""
-
-CHUNK_ROWS = 512
-"""Rows per chunk, at least: each adds once to the (V, H) gradient of the projection, which fewer would make the main work."""
+"""Label of a position that is not predicted, where labels stand beside all positions."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +65,19 @@ def distillation_loss(
 ) -> DistillationLoss:
     """`kd_scale T^2 sum w KL + mlm_scale sum CE` over rows, and the two sums.
 
-    `features` (rows, H) are what the student's projection `weight` (V, H), `bias` (V,) reads; `labels` i8 (rows,) hold
-    `IGNORED` where nothing is predicted. `targets` None leaves KD out, and then only labelled rows are computed.
-    `row_weights` w, float (rows,), weigh the KL of each row; None: 1.
-    `chunk_rows` rows of logits exist at a time; None chooses.
+    `features` (rows, H) are what the student's projection `weight` (V, H), `bias` (V,) reads; `labels` i8 (n,) are those of the
+    first n rows, the others are not predicted. `targets` None leaves KD out, and then only labelled rows are computed.
+    `row_weights` w, float (rows,), weigh the KL of each row; None: 1. `chunk_rows` rows of logits exist at a time; None chooses.
     """
     if targets is None:
-        labelled = labels != IGNORED
-        features, labels = features[labelled], labels[labelled]
-    total, kd_sum, mlm_sum = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        features, weight, bias, labels, targets, row_weights, temperature, kd_scale, mlm_scale, chunk_rows
+        features = features[: len(labels)]
+    wants_gradients = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
+    total, kd_sum, mlm_sum = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        features, weight, bias, labels, targets, row_weights, temperature, kd_scale, mlm_scale, chunk_rows,
+        wants_gradients,
+    )  # fmt: skip
     return DistillationLoss(total, kd_sum, mlm_sum)
 
 
@@ -105,30 +103,33 @@ class _ProjectedLoss(torch.autograd.Function):
         kd_scale: Tensor | float,
         mlm_scale: Tensor | float,
         chunk_rows: int | None,
+        wants_gradients: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(features.dtype, torch.float32)
-        sums = torch.zeros(2, dtype=wide, device=features.device)
-        grad_features = torch.empty_like(features)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        for part in row_chunks(features.shape[0], weight.shape[0], at_least=CHUNK_ROWS, exactly=chunk_rows):
-            rows, x = part.stop - part.start, filled(features[part])
-            grad_logits = torch.zeros(len(x), weight.shape[0], dtype=wide, device=x.device)
-            logits = F.linear(x, weight, bias)[:rows].to(wide)
-            sums[1] += _cross_entropy(logits, labels[part], mlm_scale, grad_logits[:rows])
-            if targets is not None:
-                kl, gradient = divergence(logits / temperature, targets, part, temperature)
-                if row_weights is not None:
-                    kl, gradient = kl * row_weights[part], gradient.mul_(row_weights[part, None])
-                sums[0] += kl.sum()
-                # d(T^2 KL) / dz = T (d KL / d(z / T))
-                grad_logits[:rows].add_(gradient.mul_(kd_scale * temperature))
-            grad_logits = grad_logits.to(features.dtype)
-            grad_features[part] = (grad_logits @ weight)[:rows]
-            grad_weight += grad_logits.T @ x
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        ctx.save_for_backward(grad_features, grad_weight, grad_bias)
+        projection = ChunkedProjection(features, weight, bias, chunk_rows, wants_gradients=wants_gradients)
+        wide, device = projection.wide, features.device
+        if row_weights is None:
+            row_weights = torch.ones((), dtype=wide, device=device).expand(len(features))
+        # d(T^2 KL) / dz = T (d KL / d(z / T))
+        kd_weights = (row_weights * (kd_scale * temperature)).to(wide)
+        mlm_weights = torch.as_tensor(mlm_scale, dtype=wide, device=device).expand(len(labels))
+        whole = torch.ones((), dtype=wide, device=device).expand(len(labels), 1)
+        sums = torch.zeros(2, dtype=wide, device=device)
+        for chunk, logits in projection.chunks():
+            of_chunk = None if targets is None else targets.of_rows(chunk, projection.teacher_buffer)
+            for within in slices(len(logits), projection.block_rows):
+                z, block = logits[within], slice(chunk.start + within.start, chunk.start + within.stop)
+                chosen, predicted = labels[block, None], None
+                if len(chosen):
+                    predicted = z[: len(chosen)].clone() if of_chunk is not None else z
+                    sums[1] += cross_entropy_(predicted, chosen, whole[block], mlm_weights[block]).sum()
+                if of_chunk is not None:
+                    kl = of_chunk.of_rows(within).divergence_(z.div_(temperature), kd_weights[block], temperature)
+                    sums[0] += torch.dot(kl, row_weights[block].to(wide))
+                    if predicted is not None:
+                        z[: len(predicted)].add_(predicted)
+                projection.add_bias_gradient(z)
+            projection.add_gradients(chunk)
+        ctx.save_for_backward(*projection.gradients())
         total = kd_scale * temperature**2 * sums[0] + mlm_scale * sums[1]
         kd_sum, mlm_sum = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(kd_sum, mlm_sum)
@@ -136,25 +137,11 @@ class _ProjectedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_features, grad_weight, grad_bias = ctx.saved_tensors
-        return (
-            grad_total * grad_features,
-            grad_total * grad_weight,
-            None if grad_bias is None else grad_total * grad_bias,
-            *(None,) * 7,
-        )
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, scale: Tensor | float, grad_logits: Tensor) -> Tensor:
-    """Sum of `-log softmax(z)[label]` over labelled rows; adds `scale (softmax(z) - onehot)` to their gradients."""
-    labelled = (labels != IGNORED).nonzero().squeeze(1)
-    chosen = labels[labelled].unsqueeze(1)
-    log_q = torch.log_softmax(logits[labelled], dim=-1)
-    loss = -log_q.gather(1, chosen).sum()
-    gradient = log_q.exp_()
-    gradient.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=gradient.dtype))
-    grad_logits.index_add_(0, labelled, gradient.mul_(scale))
-    return loss
+        gradients = ctx.saved_tensors
+        # On a CPU it costs nothing to see that there is nothing to multiply; a GPU would have to be waited for.
+        if grad_total.device.type != "cpu" or grad_total != 1:
+            gradients = [None if gradient is None else grad_total * gradient for gradient in gradients]
+        return (*gradients, *(None,) * 8)
 
 
 def _wide(x: Tensor) -> Tensor:

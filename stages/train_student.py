@@ -7,56 +7,33 @@ import json
 import os
 import tempfile
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import transformers
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 
-from stages.batch_plan import BatchPlan
 from stages.batches import PlannedBatches, decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
 from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
-from stages.config.base import refuse
 from stages.context import Context
-from stages.device import resolve_precision
-from stages.distiller import (
-    DistillationTrainer,
-    Distiller,
-    ReportProgress,
-    checkpoint_step,
-    latest_checkpoint,
-    load_weights,
-    seconds_of,
-    wanted_by,
-)
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
 from stages.models import load_masked_lm, weights_digest
 from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
-from storage import CacheReader, MismatchError, SharedBy, canonical_json, differing_fields
+from stages.training.arguments import training_arguments
+from stages.training.checkpoints import checkpoint_step, latest_checkpoint, load_weights
+from stages.training.distiller import Distiller, wanted_by
+from stages.training.log import seconds_of
+from stages.training.progress import ReportProgress
+from stages.training.run import TrainingRun, batch_plan, plan_run
+from stages.training.trainer import DistillationTrainer
+from storage import CacheReader, MismatchError, SharedBy, differing_fields
 from storage.locking import lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOSS_VERSION = 2
-"""Raised by hand when a change of code changes what a run with the same parameters computes: its checkpoints end there."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What identifies a training run, and how far it goes."""
-
-    fingerprint: str
-    plan: BatchPlan
-    steps: int
-    accumulation: int
-    precision: str
 
 
 def run(config: Config, context: Context) -> None:
@@ -69,7 +46,7 @@ def run(config: Config, context: Context) -> None:
     """
     reader = _fitting_cache(config, context)
     student = _initial_student(config, context)
-    run_ = _plan_run(config, context, reader)
+    run_ = plan_run(config, context, reader)
     context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
     # One process trains a run: a `dvc repro` that was killed leaves its stage running.
     alone = lock(context.artefacts.checkpoints, run_.fingerprint[:16], "this training run")
@@ -78,7 +55,7 @@ def run(config: Config, context: Context) -> None:
 
 
 def _train_and_publish(
-    config: Config, context: Context, reader: CacheReader, student: PreTrainedModel, run_: _Run
+    config: Config, context: Context, reader: CacheReader, student: PreTrainedModel, run_: TrainingRun
 ) -> None:
     folder = context.artefacts.checkpoints / run_.fingerprint[:16]
     checkpoint = latest_checkpoint(folder)
@@ -154,14 +131,8 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
     check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
-    slots_for(reader, _batch_plan(config, reader), _memory_bytes(config))
+    slots_for(reader, batch_plan(config, reader), _memory_bytes(config))
     return reader
-
-
-def _batch_plan(config: Config, reader: CacheReader) -> BatchPlan:
-    split = reader.description.splits["train"]
-    shards = tuple(count for _, count in split.shards)
-    return BatchPlan(shards, config.train.batch_size, config.train.seed, split.variants)
 
 
 def _memory_bytes(config: Config) -> int:
@@ -197,46 +168,12 @@ def _initial_folder(config: Config, context: Context) -> Path:
     return folder
 
 
-def _plan_run(config: Config, context: Context, reader: CacheReader) -> _Run:
-    train = config.train
-    per_pass = train.micro_batch_size * context.world_size
-    if train.batch_size % per_pass:
-        raise refuse(
-            "train.batch_size",
-            train.batch_size,
-            f"a multiple of train.micro_batch_size x processes = {train.micro_batch_size} x {context.world_size}",
-        )
-    plan = _batch_plan(config, reader)
-    precision = resolve_precision(train.precision, context.device)
-    settings = to_plain(train)
-    for name in ("checkpoint_steps", "log_steps"):
-        settings.pop(name)
-    if train.tail == "rest":  # runs from before there was a choice are the same runs
-        settings.pop("tail")
-    identity = {
-        "train": settings,
-        "student": to_plain(config.student),
-        "initial_weights": weights_digest(context.artefacts.student_init(train.student)),
-        "cache": reader.root_digest,
-        "precision": precision,
-        "device": torch.device(context.device).type,
-        "versions": {"loss": LOSS_VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    return _Run(
-        fingerprint=hashlib.sha256(canonical_json(identity)).hexdigest(),
-        plan=plan,
-        steps=train.steps or (train.epochs or 0) * plan.steps_per_epoch,
-        accumulation=train.batch_size // per_pass,
-        precision=precision,
-    )
-
-
 def _train(
     config: Config,
     context: Context,
     reader: CacheReader,
     student: PreTrainedModel,
-    run_: _Run,
+    run_: TrainingRun,
     folder: Path,
     checkpoint: Path | None,
 ) -> list[dict[str, float]]:
@@ -263,7 +200,11 @@ def _train(
         shared_by=_shared_by(context, run_),
     )
     trainer = DistillationTrainer(
-        distiller, _arguments(config, context, run_, folder), batches, folder, callbacks=[ReportProgress(context)]
+        distiller,
+        training_arguments(config, context, run_, folder),
+        batches,
+        folder,
+        callbacks=[ReportProgress(context)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -275,7 +216,7 @@ def _train(
     return trainer.state.log_history
 
 
-def _shared_by(context: Context, run_: _Run) -> SharedBy | None:
+def _shared_by(context: Context, run_: TrainingRun) -> SharedBy | None:
     """The processes of this node, which read the cache by one loader; None where this one is alone."""
     node = context.node
     if node.size == 1:
@@ -284,37 +225,3 @@ def _shared_by(context: Context, run_: _Run) -> SharedBy | None:
     # A path of a Unix socket has some 100 characters at most, so it does not lie below the project.
     address = Path(tempfile.gettempdir()) / f"teacher-cache-{os.getuid()}-{name}.sock"
     return SharedBy(rank=node.rank, size=node.size, address=address)
-
-
-def _arguments(config: Config, context: Context, run_: _Run, folder: Path) -> TrainingArguments:
-    train = config.train
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=run_.steps,
-        per_device_train_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=run_.accumulation,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay,
-        adam_beta1=train.adam_betas[0],
-        adam_beta2=train.adam_betas[1],
-        adam_epsilon=train.adam_epsilon,
-        max_grad_norm=train.max_grad_norm,
-        bf16=run_.precision == "bfloat16",
-        use_cpu=context.device == "cpu",
-        seed=train.seed,
-        logging_steps=train.log_steps,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=train.checkpoint_steps,
-        ignore_data_skip=True,  # the batch plan starts at the right step by itself
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.
-    arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001
-    return arguments

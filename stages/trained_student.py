@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from stages.config import Config
 from stages.context import Context
-from stages.distiller import PARTS
 from stages.errors import StageError
 from stages.figures import LABELS
 from stages.held_out import held_out_figures
@@ -17,6 +16,7 @@ from stages.models import DIGEST_SHOWN, count_parameters, load_masked_lm, load_t
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.students import INPUTS
+from stages.training.distiller import PARTS
 from storage import CacheReader
 
 if TYPE_CHECKING:

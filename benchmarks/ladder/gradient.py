@@ -23,7 +23,7 @@ from stages.batches import TargetDecoder, Wanted, to_batch
 from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets
 from stages.draws import draw_ids
 from stages.heads import Head, row_chunks
-from stages.losses import IGNORED, distillation_loss
+from stages.losses import distillation_loss
 from stages.models import encoder_hidden, load_masked_lm
 
 AS_THEY_ARE = Head((), {})
@@ -127,7 +127,7 @@ class StudentGradient:
             features,
             self._weight,
             self._bias,
-            labels=torch.full((len(features),), IGNORED),
+            labels=torch.empty(0, dtype=torch.int64),
             targets=targets,
             temperature=temperature,
             kd_scale=1 / len(features),

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from stages import cache_teacher
 from stages.batch_plan import BatchPlan
-from stages.batches import PlannedBatches, TargetDecoder, Wanted, decoder_for, slots_for, split_batches, to_batch
+from stages.batches import (
+    PlannedBatches,
+    TargetDecoder,
+    Wanted,
+    decoder_for,
+    labelled_first,
+    slots_for,
+    split_batches,
+    to_batch,
+)
 from stages.config import ConfigError
 from stages.losses import IGNORED
 from storage import CacheReader, Layout, SharedBy, decode_hidden, decode_logits, decoded_bytes, encode_hidden
@@ -66,6 +75,18 @@ def test_rows_lie_at_their_tokens_in_the_padded_batch(reader):
     labelled = batch["labels"] != IGNORED
     np.testing.assert_array_equal(labelled.numpy(), shard.masked == 1)
     np.testing.assert_array_equal(batch["labels"][labelled].numpy(), shard.original_ids[shard.masked == 1])
+
+
+def test_what_a_loss_reads_has_the_predicted_rows_first(reader):
+    stored = to_batch(reader.load(reader.shards("train")[0]), pad_id=0, wanted=EVERYTHING)
+    batch = labelled_first(stored)
+    labelled = stored["labels"] != IGNORED
+    assert 0 < len(batch["labels"]) == int(labelled.sum()) < len(labelled)
+    torch.testing.assert_close(batch["labels"], stored["labels"][labelled])
+    rows = set(stored) - {"labels", "input_ids", "attention_mask"}
+    assert {"row_index", "hidden", "stat", "top_ids"} <= rows
+    for name in rows:
+        torch.testing.assert_close(batch[name], torch.cat([stored[name][labelled], stored[name][~labelled]]))
 
 
 def test_the_probabilities_of_the_cached_ids_are_those_of_the_full_row(reader):
@@ -272,12 +293,12 @@ def test_draws_at_another_temperature_than_they_were_drawn_at_are_refused(rung):
 
 def test_rows_of_tokens_that_are_not_masked_stand_for_as_many_as_were_left_out(rung):
     arrays, batch, decoder = rung
-    weights = decoder.row_weights(batch)
+    weights = decoder.row_weights(labelled_first(batch))
     if decoder.layout.positions != "sampled":
         assert weights is None
         assert decoder.positions(batch) == arrays.rows
         return
-    masked = arrays.masked[arrays.row_token] == 1
+    masked = -np.sort(-(arrays.masked[arrays.row_token] == 1).astype(int)) == 1
     expected = np.where(masked, 1.0, 1.0 / decoder.layout.position_fraction)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-6)
     assert decoder.positions(batch) == arrays.tokens

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from stages import cache_teacher, init_student
 from stages.batch_plan import BatchPlan
 from stages.batches import PlannedBatches, Wanted, decoder_for
-from stages.distiller import Distiller
 from stages.heads import Head
 from stages.losses import IGNORED
 from stages.models import load_masked_lm
+from stages.training.distiller import Distiller
 from storage import CacheReader
 
 BATCH, STEPS = 8, 3
@@ -46,7 +46,7 @@ def cached_gradients(project, *, kd_source, micro):
     for step in range(STEPS):
         group = batches[step * BATCH // micro : (step + 1) * BATCH // micro]
         counts = torch.tensor(
-            [sum(b["labels"].numel() for b in group), sum(int((b["labels"] != IGNORED).sum()) for b in group)]
+            [sum(b["row_index"].numel() for b in group), sum(b["labels"].numel() for b in group)]
         ).float()
         distiller.zero_grad()
         loss = 0.0
@@ -72,9 +72,9 @@ def online_gradients(project, *, micro):
     for batch in inputs:
         student.zero_grad()
         loss = 0.0
-        rows, masked = batch["labels"].numel(), int((batch["labels"] != IGNORED).sum())
+        rows, masked = batch["row_index"].numel(), batch["labels"].numel()
         labels = torch.full((batch["input_ids"].numel(),), IGNORED)
-        labels[batch["row_index"]] = batch["labels"]
+        labels[batch["row_index"][:masked]] = batch["labels"]
         labels = labels.view_as(batch["input_ids"])
         for begin in range(0, BATCH, micro):
             part = slice(begin, begin + micro)

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from stages import cache_teacher, init_student, train_student
-from stages.batches import TargetDecoder, Wanted, decoder_for, to_batch
+from stages.batches import TargetDecoder, Wanted, decoder_for, labelled_first, to_batch
 from stages.config import ConfigError
 from stages.context import Context
-from stages.distiller import Distiller
 from stages.draws import ShardUniforms
 from stages.errors import Interrupted
 from stages.heads import Head
 from stages.models import load_masked_lm
+from stages.training.distiller import Distiller
 from storage import CacheReader, ShardArrays
 
 NO_COSINE = {"weights": {"cos": 0.0}}
@@ -226,7 +226,7 @@ def test_sampled_positions_have_the_loss_and_gradient_of_all_positions_on_averag
     head = Head.load(reader.folder)
 
     def parts_and_gradient(rows, decoder):
-        batch = to_batch(rows, pad_id=0, wanted=Wanted(hidden=True, logits=False))
+        batch = labelled_first(to_batch(rows, pad_id=0, wanted=Wanted(hidden=True, logits=False)))
         distiller = Distiller(student, project.config.train, decoder, head)
         distiller.zero_grad()
         labelled = float((arrays.masked == 1).sum())

@@ -15,9 +15,9 @@ from transformers import AutoModelForMaskedLM, pipeline
 from stages import cache_teacher, evaluate, init_student, train_student
 from stages.config import ConfigError
 from stages.context import Context, Silent
-from stages.distiller import latest_checkpoint
 from stages.errors import InputError, Interrupted, StageError
 from stages.models import load_tokenizer
+from stages.training.checkpoints import latest_checkpoint
 from storage import CorruptError, LockedError, MismatchError
 from storage.work import lock
 

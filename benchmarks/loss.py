@@ -1,0 +1,183 @@
+"""The distillation loss against what it takes the place of: time and memory, forward and backward, of the loss alone.
+
+What is computed: from the student's features (tokens, H), through its projection (V, H), to the gradients of both.
+
+- `loss_time`: KD with sparse targets (top-32 and one bucket for the rest) and cross-entropy, in one pass, against a plain `linear` and
+  `cross_entropy` at the same positions, each with a label at every position.
+- `loss_time_head`: the same with the teacher's full distribution, rebuilt from its hidden states by its head: four products with a
+  projection against three, so 1.33 by FLOPs.
+- `loss_memory`: what the loss takes beyond its inputs at its peak, against the dense KD loss: full student logits, `kl_div` with the
+  teacher's logits, which are there already, and `cross_entropy`. Peak RSS, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measure import Spread, arguments, finish, interleaved, ratio, rounds
+from torch import Tensor
+
+from pipeline.summary import print_table
+from stages.heads import Head
+from stages.losses import HiddenTargets, TopKTargets, distillation_loss
+
+GOALS = {"loss_memory": "<= 0.125", "loss_time": "<= 1.05", "loss_time_head": "<= 1.33"}
+TEMPERATURE, KD, MLM, K = 2.0, 5.0, 2.0, 32
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of the student's features and projection."""
+
+    tokens: int
+    vocabulary: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens:,} x {self.vocabulary:,} x {self.hidden}"
+
+
+SHAPE = Shape(4096, 30_522, 768)
+LARGER = (Shape(8192, 30_522, 768), Shape(4096, 119_547, 768))
+QUICK = Shape(256, 1000, 64)
+
+
+class Case:
+    """Random features, projections of a student and a teacher, and labels."""
+
+    def __init__(self, shape: Shape) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator)
+
+        self.features = normal(shape.tokens, shape.hidden).requires_grad_()
+        self.weight = (normal(shape.vocabulary, shape.hidden) * 0.05).requires_grad_()
+        self.bias = torch.zeros(shape.vocabulary).requires_grad_()
+        self.labels = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator)
+        projection = {"op": "projection", "weight": "weight", "bias": None}
+        self.head = Head((projection,), {"weight": normal(shape.vocabulary, shape.hidden) * 0.05})
+        self.hidden = normal(shape.tokens, shape.hidden)
+
+    def top_k(self) -> TopKTargets:
+        """What a cache holds of the teacher."""
+        parts = []
+        for part in self.hidden.split(256):
+            logits = self.head.logits(part) / TEMPERATURE
+            values, ids = logits.topk(K)
+            parts.append((ids, values - logits.logsumexp(-1, keepdim=True)))
+        ids, log_p = (torch.cat(some) for some in zip(*parts, strict=True))
+        return TopKTargets(ids, log_p)
+
+    def ours(self, targets: TopKTargets | HiddenTargets) -> None:
+        """One pass, with gradients."""
+        distillation_loss(
+            self.features, self.weight, self.bias, labels=self.labels, targets=targets, temperature=TEMPERATURE,
+            kd_scale=KD / len(self.labels), mlm_scale=MLM / len(self.labels),
+        ).total.backward()  # type: ignore[no-untyped-call]  # fmt: skip
+        self.forget()
+
+    def plain(self) -> None:
+        """Cross-entropy alone."""
+        F.cross_entropy(F.linear(self.features, self.weight, self.bias), self.labels).backward()  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def dense(self, teacher_logits: Tensor) -> None:
+        """The published losses, as PyTorch offers them."""
+        logits = F.linear(self.features, self.weight, self.bias)
+        kd = F.kl_div(
+            F.log_softmax(logits / TEMPERATURE, -1), F.softmax(teacher_logits / TEMPERATURE, -1), reduction="batchmean"
+        )
+        (KD * TEMPERATURE**2 * kd + MLM * F.cross_entropy(logits, self.labels)).backward()  # type: ignore[no-untyped-call]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the gradients, as a step of the optimizer does."""
+        self.features.grad = self.weight.grad = self.bias.grad = None
+
+
+def main() -> None:
+    """Measure, print and write."""
+    options = arguments(__doc__ or "")
+    shapes = (QUICK,) if options.quick else (SHAPE, *LARGER)
+    rows, ratios = [], {}
+    for shape in shapes:
+        first = shape is shapes[0]
+        times = _times(shape, rounds(options) if first else 1)
+        memory = {name: _elsewhere(shape, name) for name in ("dense", "sparse", "head")}
+        found = {
+            "loss_time": ratio(times["sparse"], times["plain"]),
+            "loss_time_head": ratio(times["head"], times["plain"]),
+            "loss_memory": Spread.of([memory["sparse"] / memory["dense"]]),
+            "loss_memory_head": Spread.of([memory["head"] / memory["dense"]]),
+        }
+        if first:
+            ratios = found
+        for name in ("plain", "dense", "sparse", "head"):
+            took = Spread.of(times[name]).shown() if name in times else "-"
+            rows.append([str(shape), name, took, f"{memory[name] / 1e6:,.0f}" if name in memory else "-"])
+        if not first:
+            rows.append([str(shape), "ratios", ", ".join(f"{k} {v.median:.3f}" for k, v in found.items()), ""])
+    print_table(
+        f"loss and gradients, {torch.get_num_threads()} threads",
+        ["tokens x V x H", "", "seconds", "MB beyond the inputs"],
+        rows,
+    )
+    finish(ratios, GOALS, options.json, quick=options.quick)
+
+
+def _times(shape: Shape, count: int) -> dict[str, list[float]]:
+    case = Case(shape)
+    sparse, through_head = case.top_k(), HiddenTargets(case.hidden, case.head)
+    runs: dict[str, Callable[[], None]] = {
+        "plain": case.plain,
+        "sparse": lambda: case.ours(sparse),
+        "head": lambda: case.ours(through_head),
+    }
+    return interleaved({name: lambda run=run: _seconds(run) for name, run in runs.items()}, count)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _elsewhere(shape: Shape, name: str) -> int:
+    """Bytes beyond the inputs, of a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, shape, name).result()
+
+
+def _peak(shape: Shape, name: str) -> int:
+    case = Case(shape)
+    if name == "dense":
+        teacher_logits = case.head.logits(case.hidden)
+        run = lambda: case.dense(teacher_logits)  # noqa: E731
+    else:
+        targets = case.top_k() if name == "sparse" else HiddenTargets(case.hidden, case.head)
+        run = lambda: case.ours(targets)  # noqa: E731
+    # Kernels and thread pools are there before it counts.
+    F.linear(case.features[:64], case.weight).sum().backward()  # type: ignore[no-untyped-call]
+    case.forget()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
+    before = _memory("VmRSS")
+    run()
+    return _memory("VmHWM") - before
+
+
+def _memory(field: str) -> int:
+    """A field of /proc/self/status, in bytes; so on Linux only."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The parameters of a training as transformers.Trainer takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from stages.config import Config
+from stages.context import Context
+from stages.training.run import TrainingRun
+
+
+def training_arguments(config: Config, context: Context, run: TrainingRun, folder: Path) -> TrainingArguments:
+    """`folder` is that of the run's checkpoints."""
+    train = config.train
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=run.steps,
+        per_device_train_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=run.accumulation,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_betas[0],
+        adam_beta2=train.adam_betas[1],
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        bf16=run.precision == "bfloat16",
+        use_cpu=context.device == "cpu",
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.checkpoint_steps,
+        ignore_data_skip=True,  # the batch plan starts at the right step by itself
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.
+    arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001
+    return arguments

@@ -1,0 +1,73 @@
+"""What identifies a training run, and how far it goes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from stages.batch_plan import BatchPlan
+from stages.config import Config, to_plain
+from stages.config.base import refuse
+from stages.context import Context
+from stages.device import resolve_precision
+from stages.models import weights_digest
+from storage import CacheReader, canonical_json
+
+LOSS_VERSION = 3
+"""Raised by hand when a change of code changes what a run with the same parameters computes: its checkpoints end there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A run of `train-student`: other parameters, weights or caches make another one."""
+
+    fingerprint: str
+    plan: BatchPlan
+    steps: int
+    accumulation: int
+    precision: str
+
+
+def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingRun:
+    """The run of these parameters. Raises `ConfigError` for a batch that the processes cannot share."""
+    train = config.train
+    per_pass = train.micro_batch_size * context.world_size
+    if train.batch_size % per_pass:
+        raise refuse(
+            "train.batch_size",
+            train.batch_size,
+            f"a multiple of train.micro_batch_size x processes = {train.micro_batch_size} x {context.world_size}",
+        )
+    plan = batch_plan(config, reader)
+    precision = resolve_precision(train.precision, context.device)
+    settings = to_plain(train)
+    for name in ("checkpoint_steps", "log_steps"):
+        settings.pop(name)
+    if train.tail == "rest":  # runs from before there was a choice are the same runs
+        settings.pop("tail")
+    identity = {
+        "train": settings,
+        "student": to_plain(config.student),
+        "initial_weights": weights_digest(context.artefacts.student_init(train.student)),
+        "cache": reader.root_digest,
+        "precision": precision,
+        "device": torch.device(context.device).type,
+        "versions": {"loss": LOSS_VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    return TrainingRun(
+        fingerprint=hashlib.sha256(canonical_json(identity)).hexdigest(),
+        plan=plan,
+        steps=train.steps or (train.epochs or 0) * plan.steps_per_epoch,
+        accumulation=train.batch_size // per_pass,
+        precision=precision,
+    )
+
+
+def batch_plan(config: Config, reader: CacheReader) -> BatchPlan:
+    """Which sequences each step trains on."""
+    split = reader.description.splits["train"]
+    shards = tuple(count for _, count in split.shards)
+    return BatchPlan(shards, config.train.batch_size, config.train.seed, split.variants)
