@@ -29,6 +29,9 @@ class Targets(Protocol):
         `scaled` is overwritten with the gradient of `sum(weights * KL)` with respect to it; `weights` (rows,). May be done once.
         """
 
+    def difference(self, logits: Tensor) -> Tensor:
+        """The student's logits (rows, V) less the teacher's. Raises `ValueError` where not all of the teacher's are known."""
+
 
 @dataclass(frozen=True)
 class DenseTargets:
@@ -44,6 +47,10 @@ class DenseTargets:
     def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
         """As `Targets.divergence_`: KL = sum p (log p - log q), with gradient q - p. The logits are used up."""
         return _dense_(scaled, self.logits.to(scaled.dtype).div_(temperature), weights)
+
+    def difference(self, logits: Tensor) -> Tensor:
+        """As `Targets.difference`."""
+        return logits - self.logits
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ class HiddenTargets:
         """As `Targets.divergence_`."""
         return self.of_rows(slice(None)).divergence_(scaled, weights, temperature)
 
+    def difference(self, logits: Tensor) -> Tensor:
+        """As `Targets.difference`."""
+        return self.of_rows(slice(None)).difference(logits)
+
 
 @dataclass(frozen=True)
 class TopKTargets:
@@ -93,6 +104,11 @@ class TopKTargets:
         log_p = self.log_probabilities.to(scaled.dtype)
         return (_renormalised_ if self.renormalise else _bucket_)(scaled, self.ids, log_p, weights)
 
+    def difference(self, logits: Tensor) -> Tensor:
+        """As `Targets.difference`: they are not."""
+        del logits
+        raise ValueError("the squared difference of logits needs all logits of the teacher (kd_source: hidden)")
+
 
 @dataclass(frozen=True)
 class DrawnTargets:
@@ -115,6 +131,11 @@ class DrawnTargets:
         del temperature
         loss = cross_entropy_(scaled, self.ids, self.shares.to(scaled.dtype), weights)
         return loss.sub_(self.entropy.to(scaled.dtype))
+
+    def difference(self, logits: Tensor) -> Tensor:
+        """As `Targets.difference`: they are not."""
+        del logits
+        raise ValueError("the squared difference of logits needs all logits of the teacher (kd_source: hidden)")
 
 
 def cross_entropy_(scaled: Tensor, ids: Tensor, shares: Tensor, weights: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The distillation losses, and the one owner of how they are reduced.
 
     L = w_kd T^2 KL(teacher_T || student_T) + w_mlm CE(label, student) + w_cos (1 - cos(h_student, h_teacher))
+        + w_mse |z_student - z_teacher|^2
 
 (Hinton et al. 2015; Sanh et al. 2019.) Each term is a sum over positions divided by its own count over the whole
 optimizer step: the caller passes `weight / count` as a scale, so gradient accumulation and several processes need no
@@ -48,6 +49,8 @@ class DistillationLoss:
     """KL in nats over rows, by their weights, without T^2 and the term's own weight."""
     mlm_sum: Tensor
     """Cross-entropy in nats over labelled rows, without weight."""
+    mse_sum: Tensor
+    """Squared difference of logits, summed over the vocabulary and over rows, by their weights; 0 where it has no weight."""
 
 
 def distillation_loss(
@@ -60,25 +63,28 @@ def distillation_loss(
     temperature: float,
     kd_scale: Tensor | float,
     mlm_scale: Tensor | float,
+    mse_scale: Tensor | float = 0.0,
     row_weights: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> DistillationLoss:
-    """`kd_scale T^2 sum w KL + mlm_scale sum CE` over rows, and the two sums.
+    """`kd_scale T^2 sum w KL + mlm_scale sum CE + mse_scale sum w |z - z_teacher|^2` over rows, and the three sums.
 
     `features` (rows, H) are what the student's projection `weight` (V, H), `bias` (V,) reads; `labels` i8 (n,) are those of the
     first n rows, the others are not predicted. `targets` None leaves KD out, and then only labelled rows are computed.
-    `row_weights` w, float (rows,), weigh the KL of each row; None: 1. `chunk_rows` rows of logits exist at a time; None chooses.
+    `row_weights` w, float (rows,), weigh each row; None: 1. `chunk_rows` rows of logits exist at a time; None chooses.
+
+    Raises `ValueError` for an `mse_scale` other than the number 0 with targets that are not dense.
     """
     if targets is None:
         features = features[: len(labels)]
     wants_gradients = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (features, weight, bias)
     )
-    total, kd_sum, mlm_sum = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        features, weight, bias, labels, targets, row_weights, temperature, kd_scale, mlm_scale, chunk_rows,
+    results = _ProjectedLoss.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        features, weight, bias, labels, targets, row_weights, temperature, kd_scale, mlm_scale, mse_scale, chunk_rows,
         wants_gradients,
     )  # fmt: skip
-    return DistillationLoss(total, kd_sum, mlm_sum)
+    return DistillationLoss(*results)
 
 
 def cosine_loss_sum(student_hidden: Tensor, teacher_hidden: Tensor, row_weights: Tensor | None = None) -> Tensor:
@@ -102,9 +108,10 @@ class _ProjectedLoss(torch.autograd.Function):
         temperature: float,
         kd_scale: Tensor | float,
         mlm_scale: Tensor | float,
+        mse_scale: Tensor | float,
         chunk_rows: int | None,
         wants_gradients: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         projection = ChunkedProjection(features, weight, bias, chunk_rows, wants_gradients=wants_gradients)
         wide, device = projection.wide, features.device
         if row_weights is None:
@@ -113,27 +120,34 @@ class _ProjectedLoss(torch.autograd.Function):
         kd_weights = (row_weights * (kd_scale * temperature)).to(wide)
         mlm_weights = torch.as_tensor(mlm_scale, dtype=wide, device=device).expand(len(labels))
         whole = torch.ones((), dtype=wide, device=device).expand(len(labels), 1)
-        sums = torch.zeros(2, dtype=wide, device=device)
+        with_mse = targets is not None and not (isinstance(mse_scale, float | int) and mse_scale == 0)
+        sums = torch.zeros(3, dtype=wide, device=device)
         for chunk, logits in projection.chunks():
             of_chunk = None if targets is None else targets.of_rows(chunk, projection.teacher_buffer)
             for within in slices(len(logits), projection.block_rows):
                 z, block = logits[within], slice(chunk.start + within.start, chunk.start + within.stop)
-                chosen, predicted = labels[block, None], None
+                chosen, others = labels[block, None], []
                 if len(chosen):
-                    predicted = z[: len(chosen)].clone() if of_chunk is not None else z
+                    predicted = z if of_chunk is None else z[: len(chosen)].clone()
                     sums[1] += cross_entropy_(predicted, chosen, whole[block], mlm_weights[block]).sum()
+                    others.append(predicted)
                 if of_chunk is not None:
-                    kl = of_chunk.of_rows(within).divergence_(z.div_(temperature), kd_weights[block], temperature)
-                    sums[0] += torch.dot(kl, row_weights[block].to(wide))
-                    if predicted is not None:
-                        z[: len(predicted)].add_(predicted)
+                    of_block, weights = of_chunk.of_rows(within), row_weights[block].to(wide)
+                    if with_mse:
+                        difference = of_block.difference(z)
+                        sums[2] += torch.dot(torch.linalg.vecdot(difference, difference), weights)
+                        others.append(difference.mul_(2 * mse_scale * weights[:, None]))
+                    kl = of_block.divergence_(z.div_(temperature), kd_weights[block], temperature)
+                    sums[0] += torch.dot(kl, weights)
+                    for gradient in others:
+                        z[: len(gradient)].add_(gradient)
                 projection.add_bias_gradient(z)
             projection.add_gradients(chunk)
         ctx.save_for_backward(*projection.gradients())
-        total = kd_scale * temperature**2 * sums[0] + mlm_scale * sums[1]
-        kd_sum, mlm_sum = sums[0].clone(), sums[1].clone()
-        ctx.mark_non_differentiable(kd_sum, mlm_sum)
-        return total, kd_sum, mlm_sum
+        total = kd_scale * temperature**2 * sums[0] + mlm_scale * sums[1] + mse_scale * sums[2]
+        separate = sums[0].clone(), sums[1].clone(), sums[2].clone()
+        ctx.mark_non_differentiable(*separate)
+        return total, *separate
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,7 +155,7 @@ class _ProjectedLoss(torch.autograd.Function):
         # On a CPU it costs nothing to see that there is nothing to multiply; a GPU would have to be waited for.
         if grad_total.device.type != "cpu" or grad_total != 1:
             gradients = [None if gradient is None else grad_total * gradient for gradient in gradients]
-        return (*gradients, *(None,) * 8)
+        return (*gradients, *(None,) * 9)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -114,6 +114,87 @@ def test_value_and_gradients_equal_the_dense_float64_reference(seed, rows, vocab
         torch.testing.assert_close(one, other)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 9), weighted=st.booleans(), chunk=st.sampled_from([1, 4, None]))
+def test_the_squared_difference_of_logits_adds_to_the_other_terms(seed, rows, weighted, chunk):
+    features, weight, bias, labels, hidden, head = case = make_case(seed, rows, 11)
+    generator = torch.Generator().manual_seed(seed)
+    row_weights = 1 + torch.rand(rows, generator=generator, dtype=torch.float64) if weighted else None
+    others, without = loss_and_gradients(case, HiddenTargets(hidden, head), 2.0, row_weights=row_weights, mlm_scale=0.3)
+    squares = (features @ weight.T + bias - head.logits(hidden)).square().sum(-1)
+    squares = (squares if row_weights is None else squares * row_weights).sum()
+    alone = torch.autograd.grad(0.4 * squares, (features, weight, bias))
+    loss = distillation_loss(
+        features, weight, bias, labels=labels, targets=HiddenTargets(hidden, head), temperature=2.0, kd_scale=0.7,
+        mlm_scale=0.3, mse_scale=0.4, row_weights=row_weights, chunk_rows=chunk,
+    )  # fmt: skip
+    torch.testing.assert_close(loss.mse_sum, squares)
+    torch.testing.assert_close(loss.total, others.total + 0.4 * squares)
+    found = torch.autograd.grad(loss.total, (features, weight, bias))
+    for one, first, second in zip(found, without, alone, strict=True):
+        torch.testing.assert_close(one, first + second)
+
+
+def test_a_squared_difference_with_targets_that_are_not_dense_is_refused():
+    features, weight, bias, labels, *_ = make_case(0, 3, 8)
+    targets = TopKTargets(torch.tensor([[0, 1]] * 3), torch.log(torch.tensor([[0.5, 0.3]] * 3, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="needs all logits of the teacher"):
+        distillation_loss(
+            features, weight, bias, labels=labels, targets=targets, temperature=1.0, kd_scale=1.0, mlm_scale=1.0,
+            mse_scale=0.1,
+        )  # fmt: skip
+
+
+def test_without_gradients_the_value_is_the_same_and_no_gradient_is_made():
+    features, weight, bias, labels, hidden, head = case = make_case(4, 7, 9)
+    expected, _ = loss_and_gradients(case, HiddenTargets(hidden, head), 2.0, mlm_scale=0.3)
+    with torch.no_grad():
+        loss = distillation_loss(
+            features, weight, bias, labels=labels, targets=HiddenTargets(hidden, head), temperature=2.0, kd_scale=0.7,
+            mlm_scale=0.3,
+        )  # fmt: skip
+    torch.testing.assert_close(loss.total, expected.total)
+    assert not loss.total.requires_grad
+
+
+def test_what_is_frozen_gets_no_gradient_and_the_others_the_same():
+    case = make_case(4, 7, 9)
+    features, weight, bias, labels, hidden, head = case
+    _, expected = loss_and_gradients(case, HiddenTargets(hidden, head), 2.0, mlm_scale=0.3)
+    loss = distillation_loss(
+        features, weight.detach(), None, labels=labels, targets=HiddenTargets(hidden, head), temperature=2.0,
+        kd_scale=0.7, mlm_scale=0.3,
+    )  # fmt: skip
+    with_bias = distillation_loss(
+        features, weight.detach(), bias.detach(), labels=labels, targets=HiddenTargets(hidden, head), temperature=2.0,
+        kd_scale=0.7, mlm_scale=0.3,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.autograd.grad(with_bias.total, features)[0], expected[0])
+    assert torch.autograd.grad(loss.total, features)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["hidden", "rest", "draws"])
+def test_the_backward_pass_scales_with_what_comes_in_and_can_be_repeated(kind):
+    features, weight, bias, labels, hidden, head = case = make_case(9, 6, 12)
+    log_p = teacher_of(case, 2.0)
+    values, ids = log_p.topk(3, -1)
+    targets = {
+        "hidden": HiddenTargets(hidden, head),
+        "rest": TopKTargets(ids, values),
+        "draws": DrawnTargets(ids, torch.full_like(values, 1 / 3), -(log_p.exp() * log_p).sum(-1)),
+    }[kind]
+    loss, once = loss_and_gradients(case, targets, 2.0, mlm_scale=0.3)
+    again, _ = loss_and_gradients(case, targets, 2.0, mlm_scale=0.3)
+    torch.testing.assert_close(loss.total, again.total)
+    total = distillation_loss(
+        features, weight, bias, labels=labels, targets=targets, temperature=2.0, kd_scale=0.7, mlm_scale=0.3
+    ).total
+    for factor in (3.0, 1.0, 0.5):
+        found = torch.autograd.grad(total * factor, (features, weight, bias), retain_graph=True)
+        for one, other in zip(found, once, strict=True):
+            torch.testing.assert_close(one, factor * other)
+
+
 def test_a_student_that_is_sure_outside_the_support_has_finite_gradients():
     features, weight, bias, labels, _, _ = make_case(0, 3, 8)
     ids = torch.tensor([[0, 1]] * 3)
