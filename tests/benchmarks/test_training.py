@@ -1,0 +1,38 @@
+"""The benchmarks of training run, and write the ratios that they promise."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "ratios", "said"),
+    [
+        ("loss", {"loss_memory", "loss_time", "loss_time_head"}, ("beyond the inputs",)),
+        (
+            "train_student",
+            {
+                "train_small_all_vs_online",
+                "train_balanced_all_vs_online",
+                "train_balanced_masked_vs_online",
+                "train_small_masked_vs_mlm",
+                "memory_vs_online",
+            },
+            ("waiting for the batch", "peak memory"),
+        ),
+        ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration error", "renormalise")),
+    ],
+)
+def test_a_quick_run_prints_its_table_and_writes_its_ratios(tmp_path, name, ratios, said):
+    file = tmp_path / "ratios.json"
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--quick", "--json", file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())["ratios"]
+    assert set(found) >= ratios
+    assert all(value > 0 for value in found.values())
+    assert all(words in done.stdout for words in said)
