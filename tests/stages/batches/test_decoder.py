@@ -1,52 +1,13 @@
-import dataclasses
-import re
-import shutil
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import cache_teacher
-from stages.batch_plan import BatchPlan
-from stages.batches import (
-    PlannedBatches,
-    TargetDecoder,
-    Wanted,
-    decoder_for,
-    labelled_first,
-    slots_for,
-    split_batches,
-    to_batch,
-)
+from stages.batches import TargetDecoder, decoder_for, labelled_first, to_batch
 from stages.config import ConfigError
-from stages.losses import IGNORED
-from storage import CacheReader, Layout, SharedBy, decode_hidden, decode_logits, decoded_bytes, encode_hidden
-from tests.stages.conftest import Project
-from tests.storage.build import LAYOUTS, build_cache, make_description
-
-EVERYTHING = Wanted(hidden=True, logits=True, draws=True)
-RUNGS = LAYOUTS | {
-    "odd_step": dataclasses.replace(LAYOUTS["balanced"], grid_step=0.1),
-    "odd_step_ragged": dataclasses.replace(LAYOUTS["threshold"], grid_step=0.3),
-    "bfloat16_layers": dataclasses.replace(LAYOUTS["hidden_only"], hidden="bfloat16"),
-}
-"""Layouts of which every coding has one or more."""
-
-
-@pytest.fixture(scope="module", params=["lossless", "exact", "balanced"])
-def reader(request, tokenized, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cached") / "project"
-    shutil.copytree(tokenized, folder)
-    project = Project(folder, cache={"preset": request.param, "top_k": 16})
-    project.run(cache_teacher)
-    return CacheReader(project.artefacts.cache)
-
-
-def plan_of(reader, batch_size=8):
-    return BatchPlan(tuple(n for _, n in reader.description.splits["train"].shards), batch_size, 0, 1)
+from storage import Layout, decode_hidden, decode_logits, encode_hidden
+from tests.stages.batches.conftest import EVERYTHING, RUNGS, first_shard
 
 
 def test_both_decoders_give_the_same_values(reader):
@@ -64,29 +25,6 @@ def test_both_decoders_give_the_same_values(reader):
         found.log_probabilities.numpy(), logits / 2 - shard.stat[:, 1 + 2 * index, None], rtol=1e-6, atol=1e-6
     )
     np.testing.assert_array_equal(found.ids.numpy(), shard.top_ids)
-
-
-def test_rows_lie_at_their_tokens_in_the_padded_batch(reader):
-    shard = reader.load(reader.shards("train")[0])
-    batch = to_batch(shard, pad_id=0, wanted=EVERYTHING)
-    flat = batch["input_ids"].flatten()[batch["row_index"]]
-    np.testing.assert_array_equal(flat.numpy(), shard.input_ids)
-    assert int(batch["attention_mask"].sum()) == shard.tokens
-    labelled = batch["labels"] != IGNORED
-    np.testing.assert_array_equal(labelled.numpy(), shard.masked == 1)
-    np.testing.assert_array_equal(batch["labels"][labelled].numpy(), shard.original_ids[shard.masked == 1])
-
-
-def test_what_a_loss_reads_has_the_predicted_rows_first(reader):
-    stored = to_batch(reader.load(reader.shards("train")[0]), pad_id=0, wanted=EVERYTHING)
-    batch = labelled_first(stored)
-    labelled = stored["labels"] != IGNORED
-    assert 0 < len(batch["labels"]) == int(labelled.sum()) < len(labelled)
-    torch.testing.assert_close(batch["labels"], stored["labels"][labelled])
-    rows = set(stored) - {"labels", "input_ids", "attention_mask"}
-    assert {"row_index", "hidden", "stat", "top_ids"} <= rows
-    for name in rows:
-        torch.testing.assert_close(batch[name], torch.cat([stored[name][labelled], stored[name][~labelled]]))
 
 
 def test_the_probabilities_of_the_cached_ids_are_those_of_the_full_row(reader):
@@ -114,114 +52,10 @@ def test_a_temperature_that_was_not_declared_is_refused(reader):
         decoder.top_k(batch, 3.0)
 
 
-def test_ranks_share_every_batch_without_overlap(reader):
-    def sequences(rank, world_size):
-        batches = PlannedBatches(
-            reader, plan_of(reader), wanted=Wanted(hidden=False, logits=False), micro_batch_size=8 // world_size,
-            first_step=0, last_step=4, rank=rank, world_size=world_size,
-        )  # fmt: skip
-        return [
-            sorted(map(tuple, batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0).tolist()))
-            for batch in batches
-        ]
-
-    def strip(rows):
-        return sorted(tuple(token for token in row if token) for row in rows)
-
-    whole = [strip(rows) for rows in sequences(0, 1)]
-    halves = [strip(one + other) for one, other in zip(sequences(0, 2), sequences(1, 2), strict=True)]
-    assert halves == whole
-
-
-def test_batches_from_a_later_step_are_those_of_the_whole_run(reader):
-    def batches(first):
-        return list(
-            PlannedBatches(
-                reader, plan_of(reader), wanted=EVERYTHING, micro_batch_size=4, first_step=first, last_step=6
-            )
-        )
-
-    for one, other in zip(batches(0)[6:], batches(3), strict=True):
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_ranks_that_take_nothing_from_a_window_read_on_with_the_least_memory(tmp_path, seed):
-    """More ranks than the last window of an epoch has sequences, and no slot to spare."""
-    cached = CacheReader(build_cache(tmp_path, make_description(shards=5)))
-    plan = BatchPlan(tuple(count for _, count in cached.description.splits["train"].shards), 8, seed, 1)
-    least = 4 * decoded_bytes(cached, cached.shards("train"))
-    shared_by = tmp_path / "socket"
-
-    def batches(rank, shared):
-        return list(
-            PlannedBatches(
-                cached, plan, wanted=EVERYTHING, micro_batch_size=1, first_step=0, last_step=9, rank=rank, world_size=8,
-                memory_bytes=least, shared_by=SharedBy(rank=rank, size=8, address=shared_by) if shared else None,
-            )
-        )  # fmt: skip
-
-    alone = [batches(rank, shared=False) for rank in range(8)]
-    with ThreadPoolExecutor(8) as ranks:
-        together = list(ranks.map(lambda rank: batches(rank, shared=True), range(8)))
-    for one, other in zip(alone, together, strict=True):
-        for expected, found in zip(one, other, strict=True):
-            assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def test_the_least_memory_that_a_refusal_names_is_enough(reader):
-    plan = plan_of(reader)
-    with pytest.raises(ConfigError) as refused:
-        slots_for(reader, plan, 5000)
-    least = float(re.search(r"allowed: (\S+) or more", str(refused.value))[1])
-    assert slots_for(reader, plan, int(least * 2**30))[0] >= plan.window_shards
-
-
-def test_all_sequences_of_a_split_come_once_and_in_order(reader):
-    batches = list(split_batches(reader, "test", batch_size=3, wanted=Wanted(hidden=False, logits=False)))
-    assert sum(len(batch["input_ids"]) for batch in batches) == reader.description.splits["test"].sequences
-    assert sum(int(batch["attention_mask"].sum()) for batch in batches) == reader.description.splits["test"].tokens
-
-
-def test_the_batches_do_not_depend_on_how_much_memory_there_is(reader):
-    def batches(**memory):
-        return list(
-            PlannedBatches(
-                reader, plan_of(reader), wanted=EVERYTHING, micro_batch_size=4, first_step=1, last_step=9, **memory
-            )
-        )
-
-    least = 4 * decoded_bytes(reader, reader.shards("train"))
-    for one, other in zip(batches(), batches(memory_bytes=least), strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_memory_that_does_not_hold_the_shards_of_a_window_is_refused(reader):
-    batches = PlannedBatches(
-        reader, plan_of(reader), wanted=EVERYTHING, micro_batch_size=4, first_step=0, last_step=1, memory_bytes=5000
-    )
-    with pytest.raises(ConfigError, match=r"machine.shard_memory_gb is 4.66e-06; allowed: 0.\d+ or more, as 4 shards"):
-        next(iter(batches))
-
-
 def test_a_hidden_size_that_is_no_multiple_of_the_group_is_decoded_whole():
     layout = Layout(positions="all", hidden="int8", hidden_layers=(1,), logits="none", top_k=0, hidden_group=4)
     batch = {"hidden": torch.ones(2, 1, 6, dtype=torch.int8), "hidden_scale": torch.tensor([[[1.0, 2.0]]] * 2).half()}
     assert TargetDecoder(layout, (1.0,)).hidden(batch).tolist() == [[1, 1, 1, 1, 2, 2]] * 2
-
-
-def first_shard(folder, layout):
-    """A shard with random content: its arrays, its batch and its decoder."""
-    reader = CacheReader(build_cache(folder, make_description(layout)))
-    arrays = reader.load(reader.shards("train")[0])
-    return arrays, to_batch(arrays, pad_id=0, wanted=EVERYTHING), decoder_for(reader.description, "train")
-
-
-@pytest.fixture(params=RUNGS)
-def rung(request, tmp_path):
-    """`first_shard` in one of the layouts."""
-    return first_shard(tmp_path, RUNGS[request.param])
 
 
 def rows_of(flat, counts):
