@@ -21,6 +21,8 @@ from stages.batch_plan import BatchPlan
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
 from stages.losses import IGNORED
+from stages.masking import next_tokens
+from stages.model_config import Objective
 from storage import (
     CacheDescription,
     CacheReader,
@@ -49,12 +51,13 @@ class Wanted:
     draws: bool = False
 
 
-def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
+def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted, objective: Objective = "masked") -> Batch:
     """Pad the sequences of `rows` (S sequences, R rows, longest L) and lay their rows out flat.
 
     `input_ids`, `attention_mask` i8 (S, L); `row_index` i8 (R,): place of each row in the flattened (S L,); `labels` i8
-    (R,); and, as stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or
-    `top_logits`, `draw_ids` i8 (R, n) and `draw_weight`.
+    (R,): the original token where it is masked, or, where the teacher's `objective` is causal, the one that follows it; and, as
+    stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or `top_logits`,
+    `draw_ids` i8 (R, n) and `draw_weight`.
 
     What is ragged in the cache is as wide as its longest row here: a shorter row repeats its first id, with a weight of 0
     for draws; `top_count` u1 (R,) says how many of the logits count.
@@ -67,8 +70,8 @@ def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
     input_ids[real] = rows.input_ids
     place = np.flatnonzero(real)  # of each token in the flattened (S, L)
     tokens = rows.row_token.astype(np.int64)
-    labels = np.where(rows.masked[tokens] == 1, rows.original_ids[tokens].astype(np.int64), IGNORED)
-    arrays = {
+    labels = (_following(rows) if objective == "causal" else _masked(rows))[tokens]
+    arrays: dict[str, npt.NDArray[Any]] = {
         "input_ids": input_ids,
         "attention_mask": real.astype(np.int64),
         "row_index": place[tokens],
@@ -90,6 +93,18 @@ def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
+def _masked(rows: ShardArrays) -> npt.NDArray[np.int64]:
+    """i8 (tokens,): the original id of each masked token."""
+    return np.where(rows.masked == 1, rows.original_ids.astype(np.int64), IGNORED)
+
+
+def _following(rows: ShardArrays) -> npt.NDArray[np.int64]:
+    """i8 (tokens,): the id after each token of the same sequence; nothing follows its last one."""
+    labels = next_tokens(rows.original_ids, IGNORED)
+    labels[rows.sequence_offsets[1:].astype(np.int64) - 1] = IGNORED
+    return labels
+
+
 def labelled_first(batch: Batch) -> Batch:
     """The same batch for a loss: first the rows that are predicted, in their order, then the others.
 
@@ -102,6 +117,12 @@ def labelled_first(batch: Batch) -> Batch:
         order = torch.cat([labelled.nonzero(), (~labelled).nonzero()]).squeeze(1)
         batch = batch | {name: batch[name][order] for name in of_rows}
     return batch | {"labels": batch["labels"][: int(labelled.sum())]}
+
+
+def labelled_rows(batch: Batch) -> Batch:
+    """Of a batch of `labelled_first`, the rows that are predicted and no others."""
+    count = len(batch["labels"])
+    return {name: tensor if name in _OF_SEQUENCES else tensor[:count] for name, tensor in batch.items()}
 
 
 def _inside(counts: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
@@ -124,6 +145,7 @@ class TargetDecoder:
 
     layout: Layout
     temperatures: tuple[float, ...]
+    objective: Objective = "masked"
 
     def hidden(self, batch: Batch) -> Tensor:
         """The teacher's last cached hidden state, f4 (R, H)."""
@@ -192,7 +214,8 @@ class TargetDecoder:
             return None
         rows = batch["row_index"]
         weights = torch.full(rows.shape, 1.0 / self.layout.position_fraction, device=rows.device)
-        weights[: len(batch["labels"])] = 1.0
+        if self.objective == "masked":  # every masked token is cached
+            weights[: len(batch["labels"])] = 1.0
         return weights
 
     def positions(self, batch: Batch) -> int:
@@ -228,7 +251,7 @@ class PlannedBatches(IterableDataset[Batch]):
         self._memory_bytes, self._shared_by = memory_bytes, shared_by
 
     def __iter__(self) -> Iterator[Batch]:
-        pad_id = self._reader.description.pad_id
+        description = self._reader.description
         shards = [self._reader.shards("train", variant) for variant in range(self._plan.variants)]
         with self._loader(shards) as loader:
             for step in self._steps:
@@ -240,7 +263,10 @@ class PlannedBatches(IterableDataset[Batch]):
                     if micro[-1] == mine[-1]:
                         # All ranks come to the same windows before one of them waits for the others' gradients.
                         loader.advance(int(windows[-1]))
-                    yield labelled_first(to_batch(rows, pad_id=pad_id, wanted=self._wanted))
+                    batch = to_batch(
+                        rows, pad_id=description.pad_id, wanted=self._wanted, objective=description.objective
+                    )
+                    yield labelled_first(batch)
 
     def _loader(self, shards: list[list[ShardId]]) -> ShardLoader:
         """Reads `shards`, those of each variant. Raises `ConfigError` where the memory does not hold what a window needs."""
@@ -293,14 +319,16 @@ def gather(
 
 def split_batches(reader: CacheReader, split: Split, *, batch_size: int, wanted: Wanted) -> Iterator[Batch]:
     """All sequences of a split in order, `batch_size` at a time (fewer at the end of a shard)."""
-    pad_id = reader.description.pad_id
+    description = reader.description
     for shard in reader.shards(split):
         arrays = reader.load(shard)
         for begin in range(0, len(arrays.sequence_ids), batch_size):
             chosen = np.arange(begin, min(begin + batch_size, len(arrays.sequence_ids)))
-            yield to_batch(arrays.select(chosen), pad_id=pad_id, wanted=wanted)
+            yield to_batch(
+                arrays.select(chosen), pad_id=description.pad_id, wanted=wanted, objective=description.objective
+            )
 
 
 def decoder_for(description: CacheDescription, split: Split) -> TargetDecoder:
     """The decoder of a split's targets."""
-    return TargetDecoder(description.splits[split].layout, description.temperatures)
+    return TargetDecoder(description.splits[split].layout, description.temperatures, description.objective)

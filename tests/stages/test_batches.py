@@ -17,6 +17,7 @@ from stages.batches import (
     Wanted,
     decoder_for,
     labelled_first,
+    labelled_rows,
     slots_for,
     split_batches,
     to_batch,
@@ -75,6 +76,34 @@ def test_rows_lie_at_their_tokens_in_the_padded_batch(reader):
     labelled = batch["labels"] != IGNORED
     np.testing.assert_array_equal(labelled.numpy(), shard.masked == 1)
     np.testing.assert_array_equal(batch["labels"][labelled].numpy(), shard.original_ids[shard.masked == 1])
+
+
+@pytest.mark.parametrize("position_fraction", [1.0, 0.6])
+def test_the_labels_of_a_causal_cache_are_the_tokens_that_follow_in_the_same_sequence(tmp_path, position_fraction):
+    positions = "all" if position_fraction == 1.0 else "sampled"
+    layout = dataclasses.replace(LAYOUTS["lossless"], positions=positions, position_fraction=position_fraction)
+    arrays, batch, decoder = first_shard(tmp_path, layout, objective="causal")
+    expected = []
+    for token in arrays.row_token:
+        last = token + 1 in arrays.sequence_offsets
+        expected.append(IGNORED if last else int(arrays.original_ids[token + 1]))
+    assert batch["labels"].tolist() == expected
+    assert IGNORED in expected
+    weights = decoder.row_weights(labelled_first(batch))
+    if positions == "sampled":
+        torch.testing.assert_close(weights, torch.full((len(expected),), 1 / position_fraction))
+    else:
+        assert weights is None
+
+
+def test_the_labelled_rows_of_a_batch_are_its_first_ones(reader):
+    batch = labelled_first(to_batch(reader.load(reader.shards("train")[0]), pad_id=0, wanted=EVERYTHING))
+    count = len(batch["labels"])
+    rows = labelled_rows(batch)
+    assert rows.keys() == batch.keys()
+    for name, tensor in rows.items():
+        whole = name in ("input_ids", "attention_mask", "labels")
+        torch.testing.assert_close(tensor, batch[name] if whole else batch[name][:count])
 
 
 def test_what_a_loss_reads_has_the_predicted_rows_first(reader):
@@ -211,11 +240,13 @@ def test_a_hidden_size_that_is_no_multiple_of_the_group_is_decoded_whole():
     assert TargetDecoder(layout, (1.0,)).hidden(batch).tolist() == [[1, 1, 1, 1, 2, 2]] * 2
 
 
-def first_shard(folder, layout):
+def first_shard(folder, layout, objective="masked"):
     """A shard with random content: its arrays, its batch and its decoder."""
-    reader = CacheReader(build_cache(folder, make_description(layout)))
+    description = dataclasses.replace(make_description(layout), objective=objective)
+    reader = CacheReader(build_cache(folder, description))
     arrays = reader.load(reader.shards("train")[0])
-    return arrays, to_batch(arrays, pad_id=0, wanted=EVERYTHING), decoder_for(reader.description, "train")
+    batch = to_batch(arrays, pad_id=0, wanted=EVERYTHING, objective=objective)
+    return arrays, batch, decoder_for(reader.description, "train")
 
 
 @pytest.fixture(params=RUNGS)
