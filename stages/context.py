@@ -141,6 +141,10 @@ class Artefacts:
     def comparison(self) -> Path:
         return self.project / "runs" / "comparison.json"
 
+    def tracker(self, name: str) -> Path:
+        """Folder of what trainings, of a comparison too, report to the tracker called `name`."""
+        return self.project / "runs" / name
+
     def speed(self, name: str) -> Path:
         """File with size and speed of the student called `name`, and of the teacher beside it."""
         return self.project / "runs" / f"speed-{name}.json"

@@ -9,13 +9,12 @@ import torch
 
 from stages.errors import ConfigError
 
-Precision = Literal["float32", "bfloat16"]
-
+Precision = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def torch_dtype(name: Literal["float32", "bfloat16", "float16"]) -> torch.dtype:
+def torch_dtype(name: Precision) -> torch.dtype:
     """Torch's dtype of an arithmetic as `cache.precision` and `cache.head_dtype` name it."""
     return _DTYPES[name]
 
@@ -63,7 +62,7 @@ def set_up(device: str, threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def resolve_precision(name: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
+def resolve_precision(name: Precision | Literal["auto"], device: str) -> Precision:
     """The arithmetic of forward passes: `auto` is bfloat16 where the hardware has it, else float32.
 
     Decided by what the processor or GPU can do, never by timing it: a run on the same machine must come out the same.

@@ -138,6 +138,13 @@ class DrawnTargets:
         raise ValueError("the squared difference of logits needs all logits of the teacher (kd_source: hidden)")
 
 
+def row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """`sum_j a_j b_j`, (n,), of (n, j) each, in their own dtype: autocast would round what goes into it."""
+    with torch.autocast(a.device.type, enabled=False):
+        product: Tensor = torch.linalg.vecdot(a, b)
+    return product
+
+
 def cross_entropy_(scaled: Tensor, ids: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
     """`-sum_j share_j log softmax(s)[id_j]`, (n,), of scaled logits (n, V), ids and shares (n, j).
 
@@ -146,7 +153,7 @@ def cross_entropy_(scaled: Tensor, ids: Tensor, shares: Tensor, weights: Tensor)
     at_ids = scaled.gather(1, ids)
     largest, total = _exponentials_(scaled)
     of_all = shares.sum(-1)
-    loss = of_all * (largest + total.log()) - torch.linalg.vecdot(shares, at_ids)
+    loss = of_all * (largest + total.log()) - row_dot(shares, at_ids)
     scaled.mul_((weights * of_all / total)[:, None])
     scaled.scatter_add_(1, ids, shares.mul(-weights[:, None]))
     return loss
@@ -158,7 +165,7 @@ def _dense_(scaled: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     teacher.sub_(teacher.amax(-1, keepdim=True))
     p = teacher.exp()
     # From the difference: the KL is small where both are large.
-    difference = torch.linalg.vecdot(p, teacher.sub_(scaled))
+    difference = row_dot(p, teacher.sub_(scaled))
     p_total, q_total = p.sum(-1), scaled.exp_().sum(-1)
     scaled.mul_((weights / q_total)[:, None]).sub_(p.mul_((weights / p_total)[:, None]))
     return difference / p_total - p_total.log() + q_total.log()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, cross_entropy_
+from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, cross_entropy_, row_dot
 from stages.projection import ChunkedProjection, slices
 
 __all__ = [
@@ -169,7 +169,7 @@ class _ProjectedLoss(torch.autograd.Function):
                     of_block, weights = of_chunk.of_rows(within), row_weights[block].to(wide)
                     if with_mse:
                         difference = of_block.difference(z)
-                        sums[2] += torch.dot(torch.linalg.vecdot(difference, difference), weights)
+                        sums[2] += torch.dot(row_dot(difference, difference), weights)
                         others.append(difference.mul_(2 * mse_scale * weights[:, None]))
                     kl = of_block.divergence_(z.div_(temperature), kd_weights[block], temperature)
                     sums[0] += torch.dot(kl, weights)

@@ -43,7 +43,7 @@ def model_card(
     bytes, and DVC runs what follows only where the student is another one.
     """
     corpus, teacher, student, description = config.corpus, config.teacher, config.student, cache.description
-    distilled = config.train.weights.kd > 0 or config.train.weights.cos > 0
+    distilled = config.train.distils
     tags = ["distillation", "knowledge-distillation"] if distilled else []
     header = ModelCardData(
         library_name="transformers",
@@ -144,9 +144,14 @@ def _teacher(teacher: TeacherConfig) -> str:
 
 def _loss(config: Config) -> str:
     train, weights = config.train, config.train.weights
-    terms = (
-        (weights.kd, f"{train.temperature:g}² KL(teacher || student) at temperature {train.temperature:g}"),
-        (weights.mlm, "masked-LM cross-entropy"),
-        (weights.cos, "(1 - cosine of the last hidden states)"),
+    of_kd, of_cos = (
+        " of masked tokens" if positions == "masked" else "" for positions in (train.kd_positions, train.cos_positions)
     )
-    return " + ".join(f"{weight:g} × {term}" for weight, term in terms if weight > 0)
+    terms = {
+        "kd": f"{train.temperature:g}² KL(teacher || student) at temperature {train.temperature:g}{of_kd}",
+        "mlm": "masked-LM cross-entropy",
+        "clm": "next-token cross-entropy",
+        "cos": f"(1 - cosine of the last hidden states{of_cos})",
+        "mse": f"squared difference of the logits{of_kd}",
+    }
+    return " + ".join(f"{getattr(weights, part):g} × {terms[part]}" for part in weights.used)

@@ -28,6 +28,7 @@ from stages.training.distiller import Distiller, wanted_by
 from stages.training.log import seconds_of
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
+from stages.training.trackers import open_trackers, require_trackers
 from stages.training.trainer import DistillationTrainer
 from storage import CacheReader, MismatchError, SharedBy, differing_fields
 from storage.locking import lock
@@ -127,6 +128,7 @@ def check(config: Config, context: Context, *, initial_weights: bool = True) -> 
 
 def _fitting_cache(config: Config, context: Context) -> CacheReader:
     """The cache, which these parameters and the files at hand made and which has what the losses read."""
+    require_trackers(config.machine.report_to)
     reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
@@ -183,16 +185,15 @@ def _train(
         context.progress.message(
             "train.tail is renormalise: the student is pulled to the top-k ids alone, far from the teacher; for comparison only"
         )
-    through_head = train.weights.kd > 0 and train.kd_source == "hidden"
-    distiller = Distiller(
-        student, train, decoder_for(reader.description, "train"), Head.load(reader.folder) if through_head else None
-    )
+    teacher_head = Head.load(reader.folder) if train.reads_teacher_logits else None
+    distiller = Distiller(student, train, decoder_for(reader.description, "train"), teacher_head)
+    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
     batches = PlannedBatches(
         reader,
         run_.plan,
         wanted=wanted_by(train),
         micro_batch_size=train.micro_batch_size,
-        first_step=0 if checkpoint is None else checkpoint_step(checkpoint),
+        first_step=first_step,
         last_step=run_.steps,
         rank=context.rank,
         world_size=context.world_size,
@@ -204,7 +205,7 @@ def _train(
         training_arguments(config, context, run_, folder),
         batches,
         folder,
-        callbacks=[ReportProgress(context)],
+        callbacks=[ReportProgress(context), *open_trackers(config, context, run_, first_step)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

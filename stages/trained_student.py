@@ -22,7 +22,9 @@ from storage import CacheReader
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-COLUMNS = ("step", "loss", *PARTS, "learning_rate", "grad_norm")
+_ALWAYS = ("kd", "mlm", "cos")
+"""Columns that are there whatever the weights: dvc.yaml names them."""
+_IN_WORDS = {"kd": "KD loss", "mlm": "MLM loss", "clm": "CLM loss", "cos": "cosine loss", "mse": "MSE of the logits"}
 
 
 def publish(
@@ -42,7 +44,8 @@ def publish(
     """
     artefacts, name = context.artefacts, config.train.student
     steps = [entry for entry in history if "loss" in entry]
-    last = {part: round(steps[-1][part], 5) for part in ("loss", *PARTS)}
+    parts = [part for part in PARTS if part in steps[-1]]
+    last = {part: round(steps[-1][part], 5) for part in ("loss", *parts)}
     figures = {
         "student": name,
         "parameters": count_parameters(student),
@@ -64,17 +67,17 @@ def publish(
         )
         card.save(folder / "README.md")
         figures["weights"] = weights_digest(folder)[:DIGEST_SHOWN]
-    write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
+    columns = [part for part in PARTS if part in (*_ALWAYS, *parts)]
+    write_csv(artefacts.runs / "train.csv", ("step", "loss", *columns, "learning_rate", "grad_norm"), steps)
     write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
     write_json(artefacts.runs / "provenance.json", provenance)
-    parts = {"kd": "KD loss", "mlm": "MLM loss", "cos": "cosine loss"}
     context.progress.summary(
         f"student {name}",
         {
             "parameters": figures["parameters"],
             "steps": f"{figures['steps']:,}, {figures['epochs']:g} epochs, {figures['precision']}",
             "loss at the end": last["loss"],
-            **{f"{label} at the end": last[part] for part, label in parts.items()},
+            **{f"{_IN_WORDS[part]} at the end": last[part] for part in parts},
             **{
                 f"{LABELS[figure]} (validation)": validation[figure]
                 for figure in ("kl_masked", "agreement_masked", "mlm_loss")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.batches.collate import Batch, Wanted, labelled_first, to_batch, training_batch
+from stages.batches.collate import Batch, Wanted, labelled_first, labelled_rows, to_batch, training_batch
 from stages.batches.decoder import TargetDecoder, decoder_for
 from stages.batches.planned import SHARD_MEMORY_BYTES, PlannedBatches, slots_for
 from stages.batches.split import split_batches
@@ -15,6 +15,7 @@ __all__ = [
     "Wanted",
     "decoder_for",
     "labelled_first",
+    "labelled_rows",
     "slots_for",
     "split_batches",
     "to_batch",

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from stages.losses import IGNORED
+from stages.masking import next_tokens
+from stages.model_config import Objective
 from storage import ShardArrays, Target
 from storage.ragged import Indices, gather_ranges
 
@@ -40,17 +42,18 @@ class Wanted:
         return frozenset(name for name in names if getattr(self, name))
 
 
-def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted) -> Batch:
+def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted, objective: Objective = "masked") -> Batch:
     """Pad the sequences of `rows` (S sequences, R rows, longest L) and lay their rows out flat.
 
     `input_ids`, `attention_mask` i8 (S, L); `row_index` i8 (R,): place of each row in the flattened (S L,); `labels` i8
-    (R,); and, as stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or
-    `top_logits`, `draw_ids` i8 (R, n) and `draw_weight`.
+    (R,): the original token where it is masked, or, where the teacher's `objective` is causal, the one that follows it; and, as
+    stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or `top_logits`,
+    `draw_ids` i8 (R, n) and `draw_weight`.
 
     What is ragged in the cache is as wide as its longest row here: a shorter row repeats its first id, with a weight of 0
     for draws; `top_count` u1 (R,) says how many of the logits count.
     """
-    sequences, picked = _sequences([(rows, np.arange(len(rows.sequence_ids)))], pad_id)
+    sequences, picked = _sequences([(rows, np.arange(len(rows.sequence_ids)))], pad_id, objective)
     return _as_tensors(sequences | _targets(picked, wanted))
 
 
@@ -68,12 +71,20 @@ def labelled_first(batch: Batch) -> Batch:
     return batch | {"labels": batch["labels"][: int(labelled.sum())]}
 
 
-def training_batch(parts: Sequence[tuple[ShardArrays, Indices]], *, pad_id: int, wanted: Wanted) -> Batch:
+def labelled_rows(batch: Batch) -> Batch:
+    """Of a batch of `labelled_first`, the rows that are predicted and no others."""
+    count = len(batch["labels"])
+    return {name: tensor if name in _OF_SEQUENCES else tensor[:count] for name, tensor in batch.items()}
+
+
+def training_batch(
+    parts: Sequence[tuple[ShardArrays, Indices]], *, pad_id: int, wanted: Wanted, objective: Objective = "masked"
+) -> Batch:
     """`labelled_first` of `to_batch` of the given sequences (numbers within the arrays), one part after the other.
 
     The order of the rows is chosen before they are copied, so they are copied once.
     """
-    sequences, picked = _sequences(parts, pad_id)
+    sequences, picked = _sequences(parts, pad_id, objective)
     labelled = sequences["labels"] != IGNORED
     of_part = np.split(labelled, np.cumsum([len(some.rows) for some in picked[:-1]]))
     groups = [[some.where(of) for some, of in zip(picked, of_part, strict=True)]]
@@ -97,7 +108,9 @@ class _Picked:
         return _Picked(self.arrays, self.rows[kept])
 
 
-def _sequences(parts: Sequence[tuple[ShardArrays, Indices]], pad_id: int) -> tuple[Arrays, list[_Picked]]:
+def _sequences(
+    parts: Sequence[tuple[ShardArrays, Indices]], pad_id: int, objective: Objective
+) -> tuple[Arrays, list[_Picked]]:
     """What of a batch is not the teacher's, and the rows of each part."""
     tokens, lengths, rows, places, labels, picked = [], [], [], [], [], []
     for arrays, chosen in parts:
@@ -109,8 +122,7 @@ def _sequences(parts: Sequence[tuple[ShardArrays, Indices]], pad_id: int) -> tup
         lengths.append(np.diff(token_offsets))
         rows.append(np.diff(row_offsets))
         places.append(token - np.repeat(offsets[chosen], rows[-1]))
-        original = arrays.original_ids.take(token).astype(np.int64)
-        labels.append(np.where(arrays.masked.take(token) == 1, original, IGNORED))
+        labels.append((_following if objective == "causal" else _masked)(arrays, token))
         picked.append(_Picked(arrays, of_rows))
     length = np.concatenate(lengths)
     longest = int(length.max())
@@ -124,6 +136,19 @@ def _sequences(parts: Sequence[tuple[ShardArrays, Indices]], pad_id: int) -> tup
         "row_index": np.concatenate(places) + np.repeat(begins, np.concatenate(rows)),
         "labels": np.concatenate(labels),
     }, picked
+
+
+def _masked(arrays: ShardArrays, tokens: Indices) -> Indices:
+    """The original ids of tokens (their numbers within the arrays), where they are masked."""
+    original = arrays.original_ids.take(tokens).astype(np.int64)
+    return np.where(arrays.masked.take(tokens) == 1, original, IGNORED)
+
+
+def _following(arrays: ShardArrays, tokens: Indices) -> Indices:
+    """The ids after tokens (their numbers within the arrays) in the same sequence; nothing follows the last one."""
+    labels = next_tokens(arrays.original_ids, IGNORED)
+    labels[arrays.sequence_offsets[1:].astype(np.int64) - 1] = IGNORED
+    return labels.take(tokens)
 
 
 def _targets(picked: Sequence[_Picked], wanted: Wanted) -> Arrays:

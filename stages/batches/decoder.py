@@ -11,6 +11,7 @@ from torch import Tensor
 from stages.batches.collate import Batch
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
+from stages.model_config import Objective
 from storage import CacheDescription, Layout, Split
 
 
@@ -20,6 +21,7 @@ class TargetDecoder:
 
     layout: Layout
     temperatures: tuple[float, ...]
+    objective: Objective = "masked"
 
     def hidden(self, batch: Batch) -> Tensor:
         """The teacher's last cached hidden state, f4 (R, H)."""
@@ -88,7 +90,8 @@ class TargetDecoder:
             return None
         rows = batch["row_index"]
         weights = torch.full(rows.shape, 1.0 / self.layout.position_fraction, device=rows.device)
-        weights[: len(batch["labels"])] = 1.0
+        if self.objective == "masked":  # every masked token is cached
+            weights[: len(batch["labels"])] = 1.0
         return weights
 
     def positions(self, batch: Batch) -> int:
@@ -98,4 +101,4 @@ class TargetDecoder:
 
 def decoder_for(description: CacheDescription, split: Split) -> TargetDecoder:
     """The decoder of a split's targets."""
-    return TargetDecoder(description.splits[split].layout, description.temperatures)
+    return TargetDecoder(description.splits[split].layout, description.temperatures, description.objective)

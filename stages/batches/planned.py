@@ -124,7 +124,10 @@ class PlannedBatches(IterableDataset[Batch]):
             ):
                 parts += _by_shard(found, sequences[chosen])
                 if end >= (number + 1) * in_pass:
-                    yield training_batch(parts, pad_id=self._reader.description.pad_id, wanted=self._wanted)
+                    description = self._reader.description
+                    yield training_batch(
+                        parts, pad_id=description.pad_id, wanted=self._wanted, objective=description.objective
+                    )
                     parts = []
 
 

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from stages.config.base import require
 from stages.config.cache import CacheConfig
 from stages.config.training import TrainConfig
+
+
+def check_objective(train: TrainConfig, objective: Literal["masked", "causal"]) -> None:
+    """Refuse losses on tokens that a teacher of this objective was not asked for. Raises `ConfigError`."""
+    if objective == "causal":
+        reason = "as teacher.objective is causal: nothing is masked"
+        require(
+            train.weights.mlm == 0,
+            "train.weights.mlm",
+            train.weights.mlm,
+            f"0, {reason}; the next token is predicted with train.weights.clm",
+        )
+        for name in ("kd_positions", "cos_positions"):
+            require(getattr(train, name) == "all", f"train.{name}", getattr(train, name), f"all, {reason}")
+    else:
+        require(
+            train.weights.clm == 0,
+            "train.weights.clm",
+            train.weights.clm,
+            "0, as teacher.objective is masked: no token is predicted from those before it alone; the masked ones are "
+            "predicted with train.weights.mlm",
+        )
 
 
 def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
@@ -16,6 +40,8 @@ def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
             train.weights.cos,
             "0, as cache.hidden is none: no hidden state is cached",
         )
+    if train.weights.mse > 0:
+        _check_mse(train, cache)
     if train.weights.kd == 0:
         return
     if train.kd_source == "hidden":
@@ -53,12 +79,29 @@ def check_teacher_layers(train: TrainConfig, cache: CacheConfig, teacher_layers:
         return
     blocks = f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks"
     require(layers[-1] <= teacher_layers, "cache.hidden_layers", list(layers), blocks)
-    reads_last = train.weights.cos > 0 or (train.weights.kd > 0 and train.kd_source == "hidden")
+    reads_last = train.weights.cos > 0 or train.reads_teacher_logits
     require(
         layers[-1] == teacher_layers or not reads_last,
         "cache.hidden_layers",
         list(layers),
         f"a list that ends in {teacher_layers}, the teacher's last layer, which train.kd_source: hidden and the cosine loss read",
+    )
+
+
+def _check_mse(train: TrainConfig, cache: CacheConfig) -> None:
+    """Squared differences need the teacher's logits at every id."""
+    mse = train.weights.mse
+    require(
+        cache.train_hidden != "none",
+        "train.weights.mse",
+        mse,
+        "0, as cache.hidden is none: the teacher's logits at every id are rebuilt from its hidden state",
+    )
+    require(
+        train.kd_source == "hidden",
+        "train.weights.mse",
+        mse,
+        f"0, as train.kd_source is {train.kd_source}: only hidden gives the teacher's logits at every id",
     )
 
 

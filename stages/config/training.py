@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from stages.config.base import require, require_seed
+from stages.config.base import joined, require, require_seed
+
+Tracker = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
+"""Where a training can report to, by the name of its Python package."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """`kd T^2 KL + mlm CE + cos (1 - cosine)`; DistilBERT: 5, 2, 1."""
+    """`kd T^2 KL + mlm CE + clm CE + cos (1 - cosine) + mse SE`; DistilBERT: 5, 2, 0, 1, 0."""
 
     kd: float
     mlm: float
+    """Cross-entropy with the masked tokens: for caches of masked teachers."""
+    clm: float = joined(0.0)
+    """Cross-entropy with the next token: for caches of causal teachers."""
     cos: float
+    mse: float = joined(0.0)
+    """Squared difference of the logits, summed over the vocabulary: for `kd_source: hidden`."""
 
     def __post_init__(self) -> None:
-        for name in ("kd", "mlm", "cos"):
-            require(getattr(self, name) >= 0, f"train.weights.{name}", getattr(self, name), "0 or more")
-        require(self.kd + self.mlm + self.cos > 0, "train.weights", "all 0", "at least one weight above 0")
+        for field in fields(self):
+            weight = getattr(self, field.name)
+            require(weight >= 0, f"train.weights.{field.name}", weight, "0 or more")
+        require(bool(self.used), "train.weights", "all 0", "at least one weight above 0")
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The terms with a weight above 0."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +54,14 @@ class TrainConfig:
     micro_batch_size: int
     """Sequences per forward pass of one process."""
     learning_rate: float
-    warmup_steps: int
+    """The highest, after the warm-up."""
     weight_decay: float
+    """Of matrices and embeddings; biases and the weights of norms have none."""
     adam_betas: tuple[float, ...]
     adam_epsilon: float
     max_grad_norm: float
-    precision: Literal["auto", "float32", "bfloat16"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    """`auto`: bfloat16 autocast where the hardware has it, else float32. `float16`: with scaled gradients, on a GPU."""
     freeze_position_embeddings: bool
     """Keep the position table as it was initialised, as DistilBERT's published command does."""
     seed: int
@@ -56,6 +73,22 @@ class TrainConfig:
     tail: Literal["rest", "renormalise", "draws"] = "rest"
     """What stands for the ids outside of `kd_source: top_k`. `rest`: one bucket on both sides. `draws`: ids drawn from
     the tail (`cache.draw_from: tail`), without bias. `renormalise`: nothing, for comparison; it pulls the student off."""
+    kd_positions: Literal["all", "masked"] = joined("all")
+    """Which of the cached positions the losses on logits (kd, mse) are means over."""
+    cos_positions: Literal["all", "masked"] = joined("all")
+    """The same for the cosine loss."""
+    warmup_steps: int | None = None
+    """Steps in which the learning rate rises from 0; or set `warmup_fraction`."""
+    warmup_fraction: float | None = joined(None)
+    """Those steps as a share of all, rounded up."""
+    schedule: Literal["linear", "cosine", "constant"] = joined("linear")
+    """Of the learning rate after the warm-up: down to 0 at the last step, or as it is."""
+    freeze_token_type_embeddings: bool = joined(False)
+    """Keep that table as it was initialised. Only for students that have one."""
+    gradient_checkpointing: bool = joined(False)
+    """Compute the inside of each block again in the backward pass and do not keep it: less memory, a third more time."""
+    compile: bool = joined(False)
+    """torch.compile for the student's encoder: minutes at the start, then faster on a GPU."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):
@@ -70,7 +103,7 @@ class TrainConfig:
         require(self.epochs is None or self.epochs >= 1, "train.epochs", self.epochs, "1 or more")
         require(self.temperature > 0, "train.temperature", self.temperature, "more than 0")
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "more than 0")
-        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "0 or more")
+        self._check_warmup()
         require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "0 or more")
         require(
             len(self.adam_betas) == 2 and all(0 <= beta < 1 for beta in self.adam_betas),
@@ -94,10 +127,41 @@ class TrainConfig:
             f"a divisor of train.batch_size ({self.batch_size})",
         )
 
+    def _check_warmup(self) -> None:
+        require(
+            (self.warmup_steps is None) != (self.warmup_fraction is None),
+            "train.warmup_steps",
+            self.warmup_steps,
+            "an integer where train.warmup_fraction is null, else null",
+        )
+        require(
+            self.warmup_steps is None or self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "0 or more"
+        )
+        require(
+            self.warmup_fraction is None or 0 <= self.warmup_fraction < 1,
+            "train.warmup_fraction",
+            self.warmup_fraction,
+            "null or 0 <= x < 1",
+        )
+
+    def warmup(self, steps: int) -> int:
+        """The steps of the warm-up of a training of so many steps."""
+        return math.ceil(steps * self.warmup_fraction) if self.warmup_fraction else self.warmup_steps or 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether anything is learned from the teacher."""
+        return not {"kd", "cos", "mse"}.isdisjoint(self.weights.used)
+
     @property
     def reads_draws(self) -> bool:
         """Whether the KD loss reads the cached draws."""
         return self.weights.kd > 0 and "draws" in (self.kd_source, self.tail)
+
+    @property
+    def reads_teacher_logits(self) -> bool:
+        """Whether a loss reads the teacher's logits at every id, which its frozen head makes of the cached hidden state."""
+        return self.kd_source == "hidden" and (self.weights.kd > 0 or self.weights.mse > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +218,8 @@ class MachineConfig:
     """Spread a teacher that is too large for one device over all of them, by accelerate; null: `device` alone."""
     max_memory: dict[str, str] | None = None
     """For `device_map`: what the teacher may take of each device, as in `{"0": 20GiB, cpu: 60GiB}`; null: what is free."""
+    report_to: tuple[Tracker, ...] = joined(())
+    """Where a training reports to, beside `runs/train.csv`. Nothing leaves this machine by default."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")

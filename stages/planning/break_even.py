@@ -44,13 +44,15 @@ class StudentRun:
             tokens = (train.steps or 0) * train.batch_size * plan.tokens / plan.sequences
         counts = expected_counts(config, plan)
         rows = tokens * counts["rows"] / counts["tokens"]
-        distils = train.weights.kd > 0
+        reads_logits = train.weights.kd > 0 or train.weights.mse > 0
+        masked_only = train.kd_positions == "masked"
+        head_rows = min(rows, tokens * config.masking.probability) if masked_only else rows
         return cls(
             tokens=tokens,
-            encoder_seconds=(distils or train.weights.cos > 0) * tokens * online.encoder_seconds_per_token,
-            head_seconds=distils * rows * online.head_seconds_per_row,
+            encoder_seconds=train.distils * tokens * online.encoder_seconds_per_token,
+            head_seconds=reads_logits * head_rows * online.head_seconds_per_row,
             read_seconds=rows * read_seconds_per_row,
-            keeps_head=distils and train.kd_source == "hidden",
+            keeps_head=train.reads_teacher_logits,
         )
 
     @property

@@ -54,8 +54,7 @@ def headline(files: RunFiles) -> tuple[str, str]:
     teacher, student = (files.speed.record(who).number("parameters") for who in ("teacher", "student"))
     positions = files.cache.record("positions").number("train")
     layers = plural(files.config.student.layers, "layer")
-    weights = files.config.train.weights
-    distilled = weights.kd > 0 or weights.cos > 0
+    distilled = files.config.train.distils
     learned = (
         "learned from them" if distilled else "was trained on the same masked text alone, by masked language modelling,"
     )

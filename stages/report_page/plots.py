@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stages.config import TrainConfig
 from stages.report_page.closeness import Run
 from stages.report_page.drawing import FIRST, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
 from stages.report_page.run_files import Curves, Histogram, RunFiles
@@ -71,62 +72,73 @@ def _dots(
 
 def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
     """Loss, its parts and the learning rate of the student, over steps; a part of weight 0 is no part and is not drawn."""
-    train = run.config.train
-    weights, temperature = train.weights, train.temperature
-    terms = ((weights.kd, "T² kd"), (weights.mlm, "mlm"), (weights.cos, "cos"))
-    formula = " + ".join(f"{weight:g}{NO_BREAK}{term}" for weight, term in terms if weight)
-    formula += f" with T{NO_BREAK}={NO_BREAK}{temperature:g}" if weights.kd else ""
-    over = " over its cached ids and one bucket for the rest" if train.kd_source == "top_k" else ""
-    panels = [
-        ("loss", "Student: loss", "loss (weighted sum)", f"What is minimised: {formula}."),
-    ]
-    if weights.kd:
-        panels.append(
-            (
-                "kd",
-                "Student: KL to the teacher (kd)",
-                f"nats, at T = {temperature:g}",
-                f"Distance from the teacher's distribution{over} at temperature {temperature:g}, without its weight.",
-            )
-        )
-    if weights.mlm:
-        panels.append(
-            (
-                "mlm",
-                "Student: masked-token loss (mlm)",
-                "nats",
-                "Cross-entropy with the true token, without its weight.",
-            )
-        )
-    if weights.cos:
-        panels.append(
-            (
-                "cos",
-                "Student: hidden states (cos)",
-                "1 − cosine",
-                "One minus the cosine between the last hidden states of student and teacher, without its weight; 0: one direction.",
-            )
-        )
+    panels = [("loss", "Student: loss", "loss (weighted sum)", f"What is minimised: {_formula(run.config.train)}.")]
     curves = [
         plot
-        for column, title, unit, caption in panels
+        for column, title, unit, caption in [*panels, *_parts(run.config.train)]
         for plot in _curve(
             run.training_curves, column, folder, name=f"student-{column}", title=title, unit=unit, caption=caption
         )
     ]
-    return [*curves, *_learning_rate(run.training_curves, train.learning_rate, train.warmup_steps, folder)]
+    return [*curves, *_learning_rate(run.training_curves, run.config.train, folder)]
 
 
-def _learning_rate(curves: Curves, peak: float, warmup: int, folder: Path) -> Iterator[Plot]:
-    rates, title = curves["learning_rate"], "Student: learning rate"
+def _formula(train: TrainConfig) -> str:
+    weights = train.weights
+    terms = (f"{getattr(weights, part):g}{NO_BREAK}{'T² kd' if part == 'kd' else part}" for part in weights.used)
+    return " + ".join(terms) + (f" with T{NO_BREAK}={NO_BREAK}{train.temperature:g}" if weights.kd else "")
+
+
+def _parts(train: TrainConfig) -> list[tuple[str, str, str, str]]:
+    """Column, title, unit and caption of each part of the loss."""
+    over = " over its cached ids and one bucket for the rest" if train.kd_source == "top_k" else ""
+    of_kd, of_cos = (
+        ", masked tokens only" if positions == "masked" else ""
+        for positions in (train.kd_positions, train.cos_positions)
+    )
+    panels = {
+        "kd": (
+            "Student: KL to the teacher (kd)",
+            f"nats, at T = {train.temperature:g}",
+            f"Distance from the teacher's distribution{over} at temperature {train.temperature:g}{of_kd}, without its weight.",
+        ),
+        "mlm": (
+            "Student: masked-token loss (mlm)",
+            "nats",
+            "Cross-entropy with the true token, without its weight.",
+        ),
+        "clm": (
+            "Student: next-token loss (clm)",
+            "nats",
+            "Cross-entropy with the token that follows, without its weight.",
+        ),
+        "cos": (
+            "Student: hidden states (cos)",
+            "1 − cosine",
+            f"One minus the cosine between the last hidden states of student and teacher{of_cos}, without its weight; 0: one direction.",
+        ),
+        "mse": (
+            "Student: logits (mse)",
+            "squared difference",
+            f"Squared difference between the logits of student and teacher, summed over the vocabulary{of_kd}, without its weight.",
+        ),
+    }
+    return [(part, *panels[part]) for part in train.weights.used]
+
+
+_DECAYS = {"linear": "linear decay to 0", "cosine": "decay along a cosine to 0", "constant": "constant"}
+
+
+def _learning_rate(curves: Curves, train: TrainConfig, folder: Path) -> Iterator[Plot]:
+    rates, title, peak = curves["learning_rate"], "Student: learning rate", train.learning_rate
     if rates:
         with style():
             figure, panel = axes(title, "optimizer step", "learning rate")
             panel.plot(curves["step"], rates, color=FIRST)
             panel.set_xlim(0, 1.02 * max(curves["step"]))
             panel.set_ylim(0, 1.08 * max(rates) or 1)
-            start = f"Warm-up to {peak:g}, then linear" if warmup else f"From {peak:g}, linear"
-            caption = f"{start} decay to 0."
+            warm = train.warmup_steps or train.warmup_fraction
+            caption = f"{f'Warm-up to {peak:g}, then' if warm else f'From {peak:g},'} {_DECAYS[train.schedule]}."
             yield finish(figure, folder, name="student-learning-rate", title=title, caption=caption)
 
 

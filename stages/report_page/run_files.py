@@ -134,7 +134,7 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
             f"({training.text('weights')}); expected figures of one student; run: {evaluation.command}"
         )
     provenance = _read_json(runs / "provenance.json", train)
-    comparison = artefacts.comparison
+    comparison, config = artefacts.comparison, _recorded_config(provenance)
     return RunFiles(
         teacher=_read_json(runs / "teacher.json", "pipeline teacher"),
         teacher_curves=_read_curves(runs / "teacher.csv", "pipeline teacher", ("step", "loss", "learning_rate")),
@@ -143,10 +143,10 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         histograms=_read_histograms(artefacts.cache_distributions, "pipeline cache-teacher"),
         speed=_read_json(artefacts.speed(student), f"pipeline init-student {student}"),
         provenance=provenance,
-        config=_recorded_config(provenance),
+        config=config,
         training=training,
         training_curves=_read_curves(
-            runs / "train.csv", train, ("step", "loss", "kd", "mlm", "cos", "learning_rate", "grad_norm")
+            runs / "train.csv", train, ("step", "loss", *config.train.weights.used, "learning_rate", "grad_norm")
         ),
         evaluation=evaluation,
         comparison=_read_json(comparison, "pipeline compare") if comparison.is_file() else None,

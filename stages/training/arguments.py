@@ -10,6 +10,9 @@ from stages.config import Config
 from stages.context import Context
 from stages.training.run import TrainingRun
 
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+"""Names that transformers has for them."""
+
 
 def training_arguments(config: Config, context: Context, run: TrainingRun, folder: Path) -> TrainingArguments:
     """`folder` is that of the run's checkpoints."""
@@ -20,14 +23,15 @@ def training_arguments(config: Config, context: Context, run: TrainingRun, folde
         per_device_train_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=run.accumulation,
         learning_rate=train.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=train.warmup_steps,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
+        warmup_steps=run.warmup_steps,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_betas[0],
         adam_beta2=train.adam_betas[1],
         adam_epsilon=train.adam_epsilon,
         max_grad_norm=train.max_grad_norm,
         bf16=run.precision == "bfloat16",
+        fp16=run.precision == "float16",
         use_cpu=context.device == "cpu",
         seed=train.seed,
         logging_steps=train.log_steps,
@@ -38,7 +42,8 @@ def training_arguments(config: Config, context: Context, run: TrainingRun, folde
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
-        report_to="none",
+        report_to="none",  # what it is to report to is opened in trackers.py
+        run_name=run.name,
         disable_tqdm=True,
     )
     # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.

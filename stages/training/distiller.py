@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from stages.batches import Batch, TargetDecoder, Wanted
+from stages.batches import Batch, TargetDecoder, Wanted, labelled_rows
 from stages.config import TrainConfig
 from stages.heads import Head, filled
 from stages.losses import HiddenTargets, Targets, cosine_loss_sum, distillation_loss
 from stages.models import encoder_hidden
+from stages.training.prepare_student import prepare_student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PARTS = ("kd", "mlm", "cos")
-"""Parts of the loss in the log, unweighted: nats per position, nats per predicted token, and 1 - cosine per position."""
+PARTS = ("kd", "mlm", "clm", "cos", "mse")
+"""Parts of the loss in the log, unweighted: nats per position, nats per predicted token (masked, next), 1 - cosine per
+position, and squared difference of the logits per position."""
 
 
 def wanted_by(config: TrainConfig) -> Wanted:
     """The stored targets that the losses of a training read."""
-    kd = config.kd_source if config.weights.kd > 0 else None
-    return Wanted(hidden=kd == "hidden" or config.weights.cos > 0, logits=kd == "top_k", draws=config.reads_draws)
+    return Wanted(
+        hidden=config.reads_teacher_logits or config.weights.cos > 0,
+        logits=config.weights.kd > 0 and config.kd_source == "top_k",
+        draws=config.reads_draws,
+    )
 
 
 class Distiller(nn.Module):
@@ -32,22 +37,27 @@ class Distiller(nn.Module):
     def __init__(
         self, student: PreTrainedModel, config: TrainConfig, decoder: TargetDecoder, teacher_head: Head | None
     ) -> None:
+        """Raises `ConfigError` where the student lacks what the parameters are about."""
         super().__init__()
         self.student = student
-        if config.freeze_position_embeddings:
-            embeddings: Any = cast("Any", student.base_model).get_position_embeddings()
-            embeddings.requires_grad_(False)
+        prepare_student(student, config)
         self._config = config
         self._decoder = decoder
         self._teacher_head = teacher_head
+        self._predicted = "clm" if decoder.objective == "causal" else "mlm"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that are computed: of the ones without a weight, only the prediction of tokens."""
+        return tuple(part for part in PARTS if part == self._predicted or getattr(self._config.weights, part) > 0)
 
     def positions(self, batch: Batch) -> int:
-        """The positions that KD and cosine are means over."""
+        """The positions that a batch's rows stand for: KD, squared error and cosine are means over them, or over the masked ones."""
         return self._decoder.positions(batch)
 
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and parts of a micro-batch; `counts` f4 (2,): positions and labelled rows of the whole optimizer step."""
-        config = self._config
+        """Loss and parts (as `PARTS`) of a micro-batch; `counts` f4 (2,): positions and labelled rows of the whole optimizer step."""
+        config, weights = self._config, self._config.weights
         rows = encoder_hidden(self.student, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)[
             batch["row_index"]
         ]
@@ -55,36 +65,62 @@ class Distiller(nn.Module):
         weight, bias = head.projection
         position_count, label_count = counts.clamp_min(1).unbind()
         teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
-        row_weights = self._decoder.row_weights(batch)
+        of_kd, kd_count = self._restricted(config.kd_positions, batch, position_count, label_count)
+        features = rows[: len(of_kd["row_index"])]
+        unit = self._unit(kd_count)
         loss = distillation_loss(
-            head.features(filled(rows))[: len(rows)],
+            head.features(filled(features))[: len(features)],
             weight,
             bias,
             labels=batch["labels"],
-            targets=self._targets(batch, teacher_hidden),
+            targets=self._targets(of_kd, teacher_hidden),
             temperature=config.temperature,
-            kd_scale=config.weights.kd / position_count,
-            mlm_scale=config.weights.mlm / label_count,
-            row_weights=row_weights,
+            kd_scale=weights.kd * unit / kd_count,
+            mlm_scale=(weights.mlm + weights.clm) * unit / label_count,
+            mse_scale=weights.mse * unit / kd_count if weights.mse > 0 else 0.0,
+            row_weights=self._decoder.row_weights(of_kd),
         )
-        total, cos_sum = loss.total, torch.zeros_like(loss.kd_sum)
-        if config.weights.cos > 0 and teacher_hidden is not None:
-            cos = cosine_loss_sum(rows, teacher_hidden, row_weights)
-            total = total + config.weights.cos / position_count * cos
-            cos_sum = cos.detach()
-        parts = torch.stack([loss.kd_sum / position_count, loss.mlm_sum / label_count, cos_sum / position_count])
-        return total, parts
+        total = loss.total / unit
+        parts = {
+            "kd": loss.kd_sum / kd_count,
+            self._predicted: loss.mlm_sum / label_count,
+            "mse": loss.mse_sum / kd_count,
+        }
+        if weights.cos > 0 and teacher_hidden is not None:
+            of_cos, cos_count = self._restricted(config.cos_positions, batch, position_count, label_count)
+            count = len(of_cos["row_index"])
+            cos = cosine_loss_sum(rows[:count], teacher_hidden[:count], self._decoder.row_weights(of_cos))
+            total = total + weights.cos / cos_count * cos
+            parts["cos"] = cos.detach() / cos_count
+        zero = torch.zeros_like(loss.kd_sum)
+        return total, torch.stack([parts.get(part, zero) for part in PARTS])
+
+    @staticmethod
+    def _restricted(positions: str, batch: Batch, position_count: Tensor, label_count: Tensor) -> tuple[Batch, Tensor]:
+        """The rows that a term is a sum over, and what it is divided by."""
+        return (labelled_rows(batch), label_count) if positions == "masked" else (batch, position_count)
+
+    @staticmethod
+    def _unit(count: Tensor) -> Tensor | float:
+        """What a position's loss is multiplied by while gradients are made, to be divided by afterwards.
+
+        The loss makes its gradients in the forward pass, before a GradScaler has scaled anything: divided by the number of
+        positions they would vanish in float16, whose smallest number is 6e-8.
+        """
+        device = count.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        return count if half else 1.0
 
     def _targets(self, batch: Batch, teacher_hidden: Tensor | None) -> Targets | None:
         config = self._config
+        if config.reads_teacher_logits:
+            if self._teacher_head is None or teacher_hidden is None:
+                raise ValueError("kd_source hidden needs the cached head and hidden states")
+            if self._teacher_head.projection[0].device != teacher_hidden.device:
+                self._teacher_head = self._teacher_head.to(teacher_hidden.device)
+            return HiddenTargets(teacher_hidden[: len(batch["row_index"])], self._teacher_head)
         if config.weights.kd == 0:
             return None
         if config.reads_draws:
             return self._decoder.draws(batch, config.temperature)
-        if config.kd_source == "top_k":
-            return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")
-        if self._teacher_head is None or teacher_hidden is None:
-            raise ValueError("kd_source hidden needs the cached head and hidden states")
-        if self._teacher_head.projection[0].device != teacher_hidden.device:
-            self._teacher_head = self._teacher_head.to(teacher_hidden.device)
-        return HiddenTargets(teacher_hidden, self._teacher_head)
+        return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")

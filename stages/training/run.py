@@ -12,7 +12,7 @@ from stages.batch_plan import BatchPlan
 from stages.config import Config, to_plain
 from stages.config.base import refuse
 from stages.context import Context
-from stages.device import resolve_precision
+from stages.device import Precision, resolve_precision
 from stages.models import weights_digest
 from storage import CacheReader, canonical_json
 
@@ -25,14 +25,17 @@ class TrainingRun:
     """A run of `train-student`: other parameters, weights or caches make another one."""
 
     fingerprint: str
+    name: str
+    """For people, where several runs stand side by side."""
     plan: BatchPlan
     steps: int
     accumulation: int
-    precision: str
+    warmup_steps: int
+    precision: Precision
 
 
 def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingRun:
-    """The run of these parameters. Raises `ConfigError` for a batch that the processes cannot share."""
+    """The run of these parameters. Raises `ConfigError` for what the processes cannot share, or the device not compute."""
     train = config.train
     per_pass = train.micro_batch_size * context.world_size
     if train.batch_size % per_pass:
@@ -42,10 +45,17 @@ def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingR
             f"a multiple of train.micro_batch_size x processes = {train.micro_batch_size} x {context.world_size}",
         )
     plan = batch_plan(config, reader)
+    steps = train.steps or (train.epochs or 0) * plan.steps_per_epoch
     precision = resolve_precision(train.precision, context.device)
+    if precision == "float16" and context.device == "cpu":
+        raise refuse(
+            "train.precision",
+            "float16",
+            "auto, float32 or bfloat16 on a CPU: float16 needs gradients that are scaled, which is done on GPUs",
+        )
     settings = to_plain(train)
-    for name in ("checkpoint_steps", "log_steps"):
-        settings.pop(name)
+    for name in ("checkpoint_steps", "log_steps", "gradient_checkpointing"):
+        settings.pop(name, None)
     if train.tail == "rest":  # runs from before there was a choice are the same runs
         settings.pop("tail")
     identity = {
@@ -57,11 +67,14 @@ def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingR
         "device": torch.device(context.device).type,
         "versions": {"loss": LOSS_VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
     }
+    fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
     return TrainingRun(
-        fingerprint=hashlib.sha256(canonical_json(identity)).hexdigest(),
+        fingerprint=fingerprint,
+        name=f"{context.artefacts.run or train.student}-{fingerprint[:8]}",
         plan=plan,
-        steps=train.steps or (train.epochs or 0) * plan.steps_per_epoch,
+        steps=steps,
         accumulation=train.batch_size // per_pass,
+        warmup_steps=train.warmup(steps),
         precision=precision,
     )
 

@@ -70,7 +70,8 @@ class DistillationTrainer(Trainer):
             parts = self._parts.clone()
             if self.args.world_size > 1:
                 torch.distributed.all_reduce(parts)
-            logs.update(zip(PARTS, (parts / steps).tolist(), strict=True))
+            means = dict(zip(PARTS, (parts / steps).tolist(), strict=True))
+            logs.update({part: means[part] for part in self._distiller.parts})
             self._parts.zero_()
             self._parts_since = self.state.global_step
         if "loss" in logs:

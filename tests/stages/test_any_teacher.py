@@ -29,7 +29,11 @@ from tests.tiny import tiny_text, write_project
 FEW = {"train": 12, "validation": 4, "test": 4}
 LOSSLESS = {"preset": "lossless", "top_k": 16, "sequences": FEW, "attention": "eager"}
 GIVEN = {"source": "load", "load": {"path": "given"}}
-CAUSAL = {"teacher": {**GIVEN, "objective": "causal"}, "tokenize": {"tokenizer": "load", "load": {"path": "given"}}}
+CAUSAL = {
+    "teacher": {**GIVEN, "objective": "causal"},
+    "tokenize": {"tokenizer": "load", "load": {"path": "given"}},
+    "train": {"weights": {"mlm": 0.0, "clm": 2.0}},
+}
 
 
 def byte_level_tokenizer(*, begin=None):

@@ -199,6 +199,23 @@ def test_the_recipe_says_where_the_teachers_distribution_and_the_initial_weights
     assert "cosine of the last hidden states" not in text
 
 
+def test_the_recipe_says_what_differs_from_the_usual_one(make_card):
+    weights = {"kd": 0.0, "mse": 0.1}
+    train = {
+        "weights": weights,
+        "kd_positions": "masked",
+        "schedule": "cosine",
+        "warmup_steps": None,
+        "warmup_fraction": 0.3,
+    }
+    text = make_card(train=train).text
+    assert "2 × masked-LM cross-entropy + 1 × (1 - cosine of the last hidden states)" in text
+    assert "+ 0.1 × squared difference of the logits of masked tokens |" in text
+    assert "rebuilt from its cached hidden state" in text
+    assert "| learning rate | 0.001, 3 steps of warm-up, then along a cosine to 0 |" in text  # 30 % of 8, rounded up
+    check_tables(text)
+
+
 def test_commit_and_timings_are_not_in_the_card_but_where_they_are_is(trained, make_card):
     text = make_card().text
     assert "`runs/provenance.json`" in text

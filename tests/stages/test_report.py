@@ -344,6 +344,33 @@ def test_a_comparison_of_runs_of_different_length_says_how_long_each_was(finishe
     assert "Not all were trained alike: through the head for 20 steps" in make_report(finished).text
 
 
+def test_every_part_of_the_loss_has_its_curve_and_no_other_has_one(tmp_path):
+    train = {"weights": {"kd": 0.0, "mse": 0.5}, "kd_positions": "masked", "schedule": "constant"}
+    artefacts = write_finished_run(tmp_path / "project", train=train)
+    with pytest.raises(InputError, match=r"train.csv cannot be read \(no column mse\); run: pipeline train-student"):
+        make_report(artefacts)
+    rows = [
+        {
+            "step": step,
+            "loss": 9 / step,
+            "mlm": 3.0,
+            "cos": 0.1,
+            "mse": 7 / step,
+            "learning_rate": 0.001,
+            "grad_norm": 1.0,
+        }
+        for step in range(10, 60, 10)
+    ]
+    write_rows(artefacts.runs / "train.csv", rows)
+    page = make_report(artefacts)
+    assert {"student-loss", "student-mlm", "student-cos", "student-mse", "student-learning-rate"} <= set(page.ids)
+    assert {"student-kd", "student-clm"}.isdisjoint(page.ids)
+    assert "What is minimised: 2\N{NO-BREAK SPACE}mlm + 1\N{NO-BREAK SPACE}cos + 0.5\N{NO-BREAK SPACE}mse." in page.html
+    assert "summed over the vocabulary, masked tokens only, without its weight" in page.text
+    assert "Warm-up to 0.001, then constant." in page.text
+    assert "distilled into" in page.text
+
+
 def test_a_student_that_learned_nothing_of_the_teacher_is_not_called_distilled(tmp_path):
     artefacts = write_finished_run(tmp_path / "project", train={"weights": {"kd": 0.0, "cos": 0.0}})
     text = make_report(artefacts).text

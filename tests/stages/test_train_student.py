@@ -135,6 +135,20 @@ def test_the_curve_holds_every_part_of_the_loss(ready):
     assert float(first["loss"]) == pytest.approx(total, rel=1e-4)
 
 
+def test_the_curve_has_columns_for_squared_differences_only_where_they_are_learned_from(ready):
+    project = ready(train={"steps": 2})
+    project.run(train_student)
+    header = "step,loss,kd,mlm,cos,learning_rate,grad_norm"
+    assert (project.artefacts.runs / "train.csv").read_text().startswith(header + "\n")
+    project.set(train={"steps": 2, "weights": {"kd": 0.0, "cos": 0.0, "mse": 0.1}})
+    project.run(train_student)
+    (row,) = csv.DictReader((project.artefacts.runs / "train.csv").read_text().splitlines())
+    assert ",".join(row) == header.replace("cos,", "cos,mse,")  # dvc.yaml draws the usual three, empty or not
+    assert (row["kd"], row["cos"]) == ("", "")
+    assert float(row["loss"]) == pytest.approx(2 * float(row["mlm"]) + 0.1 * float(row["mse"]), rel=1e-4)
+    assert json.loads((project.artefacts.runs / "train.json").read_text())["last"].keys() == {"loss", "mlm", "mse"}
+
+
 def test_a_stopped_run_resumes_to_the_weights_and_the_log_of_an_uninterrupted_one(ready):
     project = ready(train={"weights": {"kd": 5.0, "mlm": 2.0, "cos": 1.0}}, students={"half": {"dropout": 0.1}})
     project.run(train_student)

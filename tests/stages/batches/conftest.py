@@ -31,11 +31,13 @@ def reader(request, tokenized, tmp_path_factory):
     return CacheReader(project.artefacts.cache)
 
 
-def first_shard(folder, layout):
+def first_shard(folder, layout, objective="masked"):
     """A shard with random content: its arrays, its batch and its decoder."""
-    reader = CacheReader(build_cache(folder, make_description(layout)))
+    description = dataclasses.replace(make_description(layout), objective=objective)
+    reader = CacheReader(build_cache(folder, description))
     arrays = reader.load(reader.shards("train")[0])
-    return arrays, to_batch(arrays, pad_id=0, wanted=EVERYTHING), decoder_for(reader.description, "train")
+    batch = to_batch(arrays, pad_id=0, wanted=EVERYTHING, objective=objective)
+    return arrays, batch, decoder_for(reader.description, "train")
 
 
 @pytest.fixture(params=RUNGS)

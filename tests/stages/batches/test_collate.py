@@ -1,12 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from stages.batches import Wanted, labelled_first, to_batch, training_batch
+from stages.batches import Wanted, labelled_first, labelled_rows, to_batch, training_batch
 from stages.losses import IGNORED
 from storage import CacheReader, ShardArrays
-from tests.stages.batches.conftest import EVERYTHING, RUNGS
-from tests.storage.build import build_cache, make_description
+from tests.stages.batches.conftest import EVERYTHING, RUNGS, first_shard
+from tests.storage.build import LAYOUTS, build_cache, make_description
 
 
 def test_rows_lie_at_their_tokens_in_the_padded_batch(reader):
@@ -18,6 +20,34 @@ def test_rows_lie_at_their_tokens_in_the_padded_batch(reader):
     labelled = batch["labels"] != IGNORED
     np.testing.assert_array_equal(labelled.numpy(), shard.masked == 1)
     np.testing.assert_array_equal(batch["labels"][labelled].numpy(), shard.original_ids[shard.masked == 1])
+
+
+@pytest.mark.parametrize("position_fraction", [1.0, 0.6])
+def test_the_labels_of_a_causal_cache_are_the_tokens_that_follow_in_the_same_sequence(tmp_path, position_fraction):
+    positions = "all" if position_fraction == 1.0 else "sampled"
+    layout = dataclasses.replace(LAYOUTS["lossless"], positions=positions, position_fraction=position_fraction)
+    arrays, batch, decoder = first_shard(tmp_path, layout, objective="causal")
+    expected = []
+    for token in arrays.row_token:
+        last = token + 1 in arrays.sequence_offsets
+        expected.append(IGNORED if last else int(arrays.original_ids[token + 1]))
+    assert batch["labels"].tolist() == expected
+    assert IGNORED in expected
+    weights = decoder.row_weights(labelled_first(batch))
+    if positions == "sampled":
+        torch.testing.assert_close(weights, torch.full((len(expected),), 1 / position_fraction))
+    else:
+        assert weights is None
+
+
+def test_the_labelled_rows_of_a_batch_are_its_first_ones(reader):
+    batch = labelled_first(to_batch(reader.load(reader.shards("train")[0]), pad_id=0, wanted=EVERYTHING))
+    count = len(batch["labels"])
+    rows = labelled_rows(batch)
+    assert rows.keys() == batch.keys()
+    for name, tensor in rows.items():
+        whole = name in ("input_ids", "attention_mask", "labels")
+        torch.testing.assert_close(tensor, batch[name] if whole else batch[name][:count])
 
 
 def test_what_a_loss_reads_has_the_predicted_rows_first(reader):

@@ -227,6 +227,7 @@ def test_the_embedded_default_and_the_recipe_of_a_real_encoder_compare_the_same_
 
 
 CAUSAL = {"source": "load", "load": {"path": "gpt"}, "objective": "causal"}
+NEXT_TOKEN = {"weights": {"mlm": 0.0, "clm": 2.0}}
 
 
 @pytest.mark.parametrize(
@@ -237,11 +238,11 @@ CAUSAL = {"source": "load", "load": {"path": "gpt"}, "objective": "causal"}
             r"teacher.source is 'train'; allowed: load, as teacher.objective is causal",
         ),
         (
-            {"teacher": CAUSAL, "cache": {"positions": "masked"}},
+            {"teacher": CAUSAL, "train": NEXT_TOKEN, "cache": {"positions": "masked"}},
             "cache.positions is 'masked'; allowed: all or sampled, as teacher.objective is causal: nothing is masked",
         ),
         (
-            {"teacher": CAUSAL, "masking": {"variants": 2}},
+            {"teacher": CAUSAL, "train": NEXT_TOKEN, "masking": {"variants": 2}},
             "masking.variants is 2; allowed: 1, as teacher.objective is ca",
         ),
         (
@@ -265,7 +266,8 @@ def test_the_objective_of_a_masked_teacher_leaves_identities_as_they_were_before
     values = tiny_params(teacher={"objective": "masked"})
     assert cache_spec(load_config(values)) == cache_spec(load_config(tiny_params()))
     assert "objective" not in cache_spec(load_config(values))["teacher"]
-    assert cache_spec(load_config(tiny_params(teacher=CAUSAL)))["teacher"]["objective"] == "causal"
+    causal = load_config(tiny_params(teacher=CAUSAL, train=NEXT_TOKEN))
+    assert cache_spec(causal)["teacher"]["objective"] == "causal"
 
 
 def test_where_a_large_teacher_is_put_is_no_part_of_the_identity():
