@@ -154,6 +154,8 @@ class MachineConfig:
     """Spread a teacher that is too large for one device over all of them, by accelerate; null: `device` alone."""
     max_memory: dict[str, str] | None = None
     """For `device_map`: what the teacher may take of each device, as in `{"0": 20GiB, cpu: 60GiB}`; null: what is free."""
+    fsdp: bool = False
+    """Spread the student and its optimizer's state over the processes of `train-student`, for one that a GPU does not hold."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")
