@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,10 @@ from pipeline.workers import open_runner
 from stages.config import Config
 from stages.context import Artefacts, Context, Node
 from stages.errors import ConfigError, SaidElsewhere, StageError
+
+
+_TO_SAY_IT_S = 1.0
+"""torchrun ends all processes when one has ended: those that stay silent give the one that speaks this time."""
 
 
 def execute(
@@ -77,6 +82,7 @@ def _said_once(ranks: Ranks) -> Iterator[None]:
         yield
     except StageError as error:
         if ranks.local_rank > 0:
+            time.sleep(_TO_SAY_IT_S)
             raise SaidElsewhere(type(error)) from error
         raise
 

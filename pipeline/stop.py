@@ -57,7 +57,8 @@ class StopRequest:
         elif self._signal is None:
             self._signal, self._signalled_at = number, time.monotonic()
             if self._speaks:
-                _say(b"\nstopping at the next safe point; once more stops at once\n")
+                once_more = b"" if self._launched else b"; once more stops at once"
+                _say(b"\nstopping at the next safe point" + once_more + b"\n")
         elif not self._launched or time.monotonic() - self._signalled_at > _PASSED_ON_S:
             if os.isatty(2):
                 _say(b"\n" + _SHOW_CURSOR)  # the prompt starts on a line of its own

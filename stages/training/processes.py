@@ -6,7 +6,6 @@ All that is exchanged here is a few numbers of the host, by gloo: no GPU is wait
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -26,8 +25,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """While the first process validates and publishes, the others wait; one that has died is noticed at once."""
 _TO_SAY_IT = timedelta(seconds=60)
-_TO_HEAR_IT_S = 3.0
-_FIRST_ERROR, _HEARD = "teacher-cache/first-error", "teacher-cache/heard"
+_TO_HEAR_IT = timedelta(seconds=3)
+_FIRST_ERROR, _HEARD, _OVER = (f"teacher-cache/{key}" for key in ("first-error", "heard", "over"))
 _GONE = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")
 """What torch says of a process that is not there any more; it has no class of its own for that."""
 
@@ -119,11 +118,14 @@ class Launch(Processes):
             rank, kind = self._first_error(error)
             dist.destroy_process_group(self._group)
             if rank != self.rank:
-                self._store.add(_HEARD, 1)
+                self._store.add(f"{_HEARD}/{self.rank}", 1)
+                if self.rank == 0:  # without torchrun it is this process that keeps the store
+                    self._store.wait([_OVER], _TO_HEAR_IT)
                 return SaidElsewhere(kind)
-            deadline = time.monotonic() + _TO_HEAR_IT_S
-            while self._store.add(_HEARD, 0) < self.size - 1 and time.monotonic() < deadline:
-                time.sleep(0.01)
+            if not isinstance(error, LostWorkersError):  # then one of them hears nothing any more
+                others = [f"{_HEARD}/{other}" for other in range(self.size) if other != self.rank]
+                self._store.wait(others, _TO_HEAR_IT)
+            self._store.set(_OVER, "")
         return error
 
     def _first_error(self, error: Exception) -> tuple[int, type[Exception]]:
@@ -135,7 +137,7 @@ class Launch(Processes):
             mine = json.dumps([self.rank, type(error).__name__])
             first = self._store.compare_set(_FIRST_ERROR, "", mine)
         rank, name = json.loads(first)
-        kind: type[Exception] = getattr(stages.errors, name, None) or getattr(storage.errors, name, StageError)
+        kind: type[Exception] = getattr(stages.errors, name, None) or getattr(storage.errors, name, None) or StageError
         return rank, kind
 
 

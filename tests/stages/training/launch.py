@@ -34,13 +34,15 @@ def _main(arguments: list[str], environment: dict[str, str], output: Path) -> No
 class Launch:
     """A command in `processes` processes that find each other as those of torchrun do. Leaving the block ends them."""
 
-    def __init__(self, folder: Path, *arguments: object, processes: int = 1) -> None:
+    def __init__(
+        self, folder: Path, *arguments: object, processes: int = 1, environment: dict[str, str] | None = None
+    ) -> None:
         self.output = folder / "output.txt"
         self.output.unlink(missing_ok=True)
         words = [*map(str, arguments), "--project", str(folder)]
         self.processes = [
-            _SERVER.Process(target=_main, args=(words, environment, self.output))
-            for environment in _environments(processes)
+            _SERVER.Process(target=_main, args=(words, {**of_launch, **(environment or {})}, self.output))
+            for of_launch in _environments(processes)
         ]
         for process in self.processes:
             process.start()

@@ -1,7 +1,7 @@
 """Training in two processes: real ones, which talk by gloo."""
 
 import csv
-import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,12 +53,22 @@ def of_one(without_dropout):
     return project, weights, log
 
 
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline"]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_torchrun_shows_one_message_and_the_code_of_each_process(without_dropout):
+    project = without_dropout()
+    done = torchrun("train-student", "--project", project.folder, "-S", "train.stepz=3")
+    assert done.returncode == 1
+    assert done.stderr.count("error: unknown key train.stepz; did you mean steps?") == 1
+    assert set(re.findall(r"exitcode *: (-?\d+)", done.stderr)) == {"2"}
+
+
 def test_two_processes_under_torchrun_give_the_losses_and_the_student_of_one(of_one):
     project, weights, log = of_one
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "pipeline"]
-    done = subprocess.run(
-        [*torchrun, "train-student", "--project", str(project.folder)], capture_output=True, text=True, check=False
-    )
+    done = torchrun("train-student", "--project", project.folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("student half") == 1
     assert_close_rows(rows(project), log)
@@ -162,15 +172,19 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(training):
     assert error.startswith("error: another process of this training has ended without a word")
 
 
-def test_processes_that_cannot_find_each_other_are_refused(without_dropout, monkeypatch):
+def test_processes_that_cannot_find_each_other_are_refused(without_dropout):
     project = without_dropout()
-    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "train-student", "--project", str(project.folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 2
-    assert "expected what torchrun sets" in done.stderr
+    with Launch(project.folder, "train-student", environment={"WORLD_SIZE": "2", "RANK": "0"}) as launch:
+        assert launch.codes() == [2]
+        (error,) = launch.errors()
+    assert "environment variable MASTER_ADDR expected, but not set" in error
+    assert "expected what torchrun sets" in error
+
+
+def test_fsdp_is_refused_in_one_process(without_dropout):
+    project = without_dropout()
+    with Launch(project.folder, "train-student", "-S", "machine.fsdp=true") as launch:
+        assert launch.codes() == [2]
+        assert launch.errors() == [
+            "error: machine.fsdp is true; allowed: false in one process (torchrun starts several)"
+        ]
