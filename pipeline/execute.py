@@ -18,7 +18,6 @@ from stages.config import Config
 from stages.context import Artefacts, Context, Node
 from stages.errors import ConfigError, SaidElsewhere, StageError
 
-
 _TO_SAY_IT_S = 1.0
 """torchrun ends all processes when one has ended: those that stay silent give the one that speaks this time."""
 

@@ -12,6 +12,10 @@ DROPOUT = {"half": {"dropout": 0.1}}
 """A student whose training draws random numbers."""
 
 
+def step_of(checkpoint):
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 class Training(Project):
     """A project with its cache and initial weights."""
 
@@ -22,7 +26,11 @@ class Training(Project):
     def checkpoints(self):
         """Those that have their name, by step."""
         found = self.artefacts.checkpoints.glob("*/checkpoint-*/run.json")
-        return sorted((path.parent for path in found), key=lambda path: int(path.name.rpartition("-")[2]))
+        return sorted((path.parent for path in found), key=step_of)
+
+    def last_step(self):
+        """Of the newest of them."""
+        return max(map(step_of, self.checkpoints()), default=0)
 
     def student(self):
         return load_file(self.artefacts.student / "model.safetensors")
