@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from pipeline.stop import StopRequest
 from pipeline.workers import open_runner
 from stages.config import Config
 from stages.context import Artefacts, Context, Node
-from stages.errors import ConfigError
+from stages.errors import ConfigError, SaidElsewhere, StageError
+
+_TO_SAY_IT_S = 1.0
+"""torchrun ends all processes when one has ended: those that stay silent give the one that speaks this time."""
 
 
 def execute(
@@ -40,18 +45,22 @@ def execute(
     Leaves the process, with a message and an exit code, for everything a user can do something about.
     """
     with StopRequest() as stop, reported(stop, debug=debug):
-        config = read_config(params_file, overrides)  # before any library that takes seconds to import
-        quiet_libraries(debug=debug)
         ranks = Ranks.from_environment()
+        if ranks.world_size > 1:
+            stop.as_one_of_several(speaks=ranks.rank == 0)
+        with _said_once(ranks):
+            config = read_config(params_file, overrides)  # before any library that takes seconds to import
         if ranks.world_size > 1 and not torchrun:
             raise ConfigError(
                 f"pipeline {name} was started as {ranks.world_size} processes (WORLD_SIZE); it is one process: start it without torchrun"
             )
+        quiet_libraries(debug=debug)
         if takes_workers and workers is None and scheduler is None:
             workers = config.machine.workers
         artefacts = Artefacts(project=project, root=root)
         with make_reporter(name, ranks.rank) as progress:
-            context = _context(config, artefacts, ranks, stop, progress, tensors=tensors)
+            with _said_once(ranks):
+                context = _context(config, artefacts, ranks, stop, progress, tensors=tensors)
             with open_runner(
                 config,
                 workers=workers,
@@ -65,6 +74,18 @@ def execute(
                 body(config, replace(context, runner=runner))
 
 
+@contextmanager
+def _said_once(ranks: Ranks) -> Iterator[None]:
+    """Where all processes of a node fail alike, the first of them says it."""
+    try:
+        yield
+    except StageError as error:
+        if ranks.local_rank > 0:
+            time.sleep(_TO_SAY_IT_S)
+            raise SaidElsewhere(type(error)) from error
+        raise
+
+
 def _context(
     config: Config, artefacts: Artefacts, ranks: Ranks, stop: StopRequest, progress: Reporter, *, tensors: bool
 ) -> Context:
@@ -72,7 +93,7 @@ def _context(
     if tensors:
         from stages import device as tensor_device
 
-        device = tensor_device.resolve_device(config.machine.device, ranks.local_rank)
+        device = tensor_device.resolve_device(config.machine.device, ranks.local_rank, ranks.local_size)
         threads = tensor_device.set_up(device, config.machine.threads)
     return Context(
         artefacts=artefacts,

@@ -19,10 +19,10 @@ def torch_dtype(name: Precision) -> torch.dtype:
     return _DTYPES[name]
 
 
-def resolve_device(name: str, local_rank: int = 0) -> str:
+def resolve_device(name: str, local_rank: int = 0, local_size: int = 1) -> str:
     """The torch device for `machine.device`: `auto` is a GPU if there is one; `cuda` is this process's own GPU.
 
-    Raises `ConfigError` for another name or a device that is not there.
+    Raises `ConfigError` for another name or a device that is not there; all `local_size` processes of a node do.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,8 +31,16 @@ def resolve_device(name: str, local_rank: int = 0) -> str:
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
         raise ConfigError(f"machine.device is {name!r}; allowed: auto, cpu, cuda, cuda:1 and so on")
+    if match[1] and local_size > 1:
+        raise ConfigError(
+            f"machine.device is {name!r} for {local_size} processes on this node; expected auto or cuda: each has its own GPU"
+        )
     index = int(match[1] or local_rank)
     count = torch.cuda.device_count()
+    if local_size > count > 0:
+        raise ConfigError(
+            f"there are {local_size} processes on this node, but torch sees {count} GPUs; start one for each"
+        )
     if index >= count:
         raise ConfigError(f"machine.device is {name!r}: GPU {index}, but torch sees {count}; expected auto or cpu")
     return f"cuda:{index}"

@@ -70,8 +70,10 @@ class HiddenTargets:
         hidden = self.hidden[rows]
         features = self.head.features(filled(hidden))
         out = None if buffer is None or torch.is_autocast_enabled(hidden.device.type) else buffer()
-        fits = out is not None and out.dtype == features.dtype and len(out) >= len(features)
-        return DenseTargets(self.head.project(features, out[: len(features)] if fits else None)[: len(hidden)])
+        if out is not None and (out.dtype != features.dtype or len(out) < len(features)):
+            out = None
+        logits = self.head.project(features, None if out is None else out[: len(features)])
+        return DenseTargets(logits[: len(hidden)])
 
     def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
         """As `Targets.divergence_`."""

@@ -7,7 +7,8 @@
     ├── ItemsError           some of the items that are done one by one could not be done; the others are
     ├── LostWorkersError     the processes that do the work are not there, cannot do it, or are gone
     │   └── KillsWorkersError    an item ended every process that worked on it
-    └── Interrupted          asked to stop (SIGTERM, SIGINT); what is finished is kept; exit code 143 or 130
+    ├── Interrupted          asked to stop (SIGTERM, SIGINT); what is finished is kept; exit code 143 or 130
+    └── SaidElsewhere        another process of the same launch ended with an error and says it; this one ends like it, silently
 
 Every message names the thing, what was found, what was expected and the next command.
 """
@@ -45,3 +46,11 @@ class KillsWorkersError(LostWorkersError):
 
 class Interrupted(StageError):
     """The stage stopped because it was asked to; everything it finished is on disk and the next start resumes."""
+
+
+class SaidElsewhere(StageError):
+    """Another process of the same launch ended with an error of this `kind` and says it: this one need not say it again."""
+
+    def __init__(self, kind: type[Exception] = StageError) -> None:
+        super().__init__(f"another process of this launch ended with {kind.__name__} and says why")
+        self.kind = kind

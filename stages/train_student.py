@@ -10,11 +10,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import PrinterCallback
 
 from stages.batches import PlannedBatches, decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
 from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
+from stages.config.base import require
 from stages.context import Context
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
@@ -23,11 +25,13 @@ from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from stages.training.arguments import training_arguments
-from stages.training.checkpoints import checkpoint_step, latest_checkpoint, load_weights
+from stages.training.checkpoints import Checkpoint, Checkpoints, load_weights
 from stages.training.distiller import Distiller, wanted_by
-from stages.training.log import seconds_of
+from stages.training.log import data_wait_of, seconds_of
+from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
+from stages.training.sharded import ShardedTrainer
 from stages.training.trackers import open_trackers, require_trackers
 from stages.training.trainer import DistillationTrainer
 from storage import CacheReader, MismatchError, SharedBy, differing_fields
@@ -45,33 +49,49 @@ def run(config: Config, context: Context) -> None:
     Raises `storage.MismatchError` where the cache was made with other parameters, `InputError` where the student's
     initial weights are missing or of another shape, `Interrupted` after a checkpoint when asked to stop.
     """
-    reader = _fitting_cache(config, context)
-    student = _initial_student(config, context)
-    run_ = plan_run(config, context, reader)
-    context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
-    # One process trains a run: a `dvc repro` that was killed leaves its stage running.
-    alone = lock(context.artefacts.checkpoints, run_.fingerprint[:16], "this training run")
-    with alone if context.rank == 0 else nullcontext():
-        _train_and_publish(config, context, reader, student, run_)
+    require(
+        not config.machine.fsdp or context.world_size > 1,
+        "machine.fsdp",
+        True,
+        "false in one process (torchrun starts several)",
+    )
+    with joined(context) as processes:
+        reader = _fitting_cache(config, context)
+        student = _initial_student(config, context)
+        run_ = plan_run(config, context, reader)
+        context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
+        # One launch trains a run: a `dvc repro` that was killed leaves its stage running.
+        alone = lock(context.artefacts.checkpoints, run_.fingerprint[:16], "this training run")
+        with alone if context.rank == 0 else nullcontext():
+            _train_and_publish(config, context, reader, student, run_, processes)
 
 
 def _train_and_publish(
-    config: Config, context: Context, reader: CacheReader, student: PreTrainedModel, run_: TrainingRun
+    config: Config,
+    context: Context,
+    reader: CacheReader,
+    student: PreTrainedModel,
+    run_: TrainingRun,
+    processes: Processes,
 ) -> None:
     folder = context.artefacts.checkpoints / run_.fingerprint[:16]
-    checkpoint = latest_checkpoint(folder)
-    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    checkpoints = Checkpoints(folder=folder, run=run_.fingerprint, cache=reader.root_digest, fsdp=config.machine.fsdp)
+    checkpoint = processes.of_first(lambda: checkpoints.newest(context.progress.message))
+    first_step = 0 if checkpoint is None else checkpoint.step
     if checkpoint is not None:
-        context.progress.message(f"resuming from {checkpoint.name} of run {run_.fingerprint[:12]}")
+        context.progress.message(f"resuming from {checkpoint.folder.name} of run {run_.fingerprint[:12]}")
     context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
     provenance = provenance_of(config, context, reader, run_.fingerprint)
     if context.rank == 0:
         provenance = record_provenance(folder, provenance, trains=first_step < run_.steps)
     if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
-        load_weights(student, checkpoint)
-        history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        load_weights(student, checkpoint.folder)
+        history = json.loads((checkpoint.folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     else:
-        history = _train(config, context, reader, student, run_, folder, checkpoint)
+        history = _train(config, context, reader, student, run_, checkpoints, checkpoint, processes)
+        if config.machine.fsdp:  # no process holds the whole of it
+            student = _initial_student(config, context)
+            load_weights(student, folder / f"checkpoint-{run_.steps}")
     if context.rank == 0:
         publish(
             student,
@@ -85,8 +105,10 @@ def _train_and_publish(
                 "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
                 "precision": run_.precision,
                 "seconds": round(seconds_of(history), 1),
+                "data_wait": round(data_wait_of(history), 4),
             },
         )
+    processes.wait()
 
 
 def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
@@ -176,8 +198,9 @@ def _train(
     reader: CacheReader,
     student: PreTrainedModel,
     run_: TrainingRun,
-    folder: Path,
-    checkpoint: Path | None,
+    checkpoints: Checkpoints,
+    checkpoint: Checkpoint | None,
+    processes: Processes,
 ) -> list[dict[str, float]]:
     """Drive the Trainer to the last step; returns its log. Raises `Interrupted` after a checkpoint when asked to stop."""
     train = config.train
@@ -187,7 +210,7 @@ def _train(
         )
     teacher_head = Head.load(reader.folder) if train.reads_teacher_logits else None
     distiller = Distiller(student, train, decoder_for(reader.description, "train"), teacher_head)
-    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    first_step = 0 if checkpoint is None else checkpoint.step
     batches = PlannedBatches(
         reader,
         run_.plan,
@@ -199,20 +222,28 @@ def _train(
         world_size=context.world_size,
         memory_bytes=_memory_bytes(config),
         shared_by=_shared_by(context, run_),
+        pin_memory=context.device != "cpu",
     )
-    trainer = DistillationTrainer(
+    trainer = (ShardedTrainer if config.machine.fsdp else DistillationTrainer)(
         distiller,
-        training_arguments(config, context, run_, folder),
+        training_arguments(config, context, run_, checkpoints.folder),
         batches,
-        folder,
-        callbacks=[ReportProgress(context), *open_trackers(config, context, run_, first_step)],
+        checkpoints=checkpoints,
+        resumed=checkpoint,
+        processes=processes,
+        callbacks=[ReportProgress(context, processes), *open_trackers(config, context, run_, first_step)],
     )
+    if processes.size > 1:
+        torch.set_num_threads(context.threads)  # accelerate has set what it thinks is this one's share of the cores
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
     if trainer.state.global_step < run_.steps:
-        raise Interrupted(
-            f"stopped as asked at step {trainer.state.global_step} of {run_.steps}; the checkpoint is in {folder}; "
-            "run the same command again to resume"
+        processes.wait()
+        raise processes.same(
+            Interrupted(
+                f"stopped as asked at step {trainer.state.global_step} of {run_.steps}; the checkpoint is in {checkpoints.folder}; "
+                "run the same command again to resume"
+            )
         )
     return trainer.state.log_history
 

@@ -220,6 +220,8 @@ class MachineConfig:
     """For `device_map`: what the teacher may take of each device, as in `{"0": 20GiB, cpu: 60GiB}`; null: what is free."""
     report_to: tuple[Tracker, ...] = joined(())
     """Where a training reports to, beside `runs/train.csv`. Nothing leaves this machine by default."""
+    fsdp: bool = False
+    """Spread the student and its optimizer's state over the processes of `train-student`, for one that a GPU does not hold."""
 
     def __post_init__(self) -> None:
         require(self.threads is None or self.threads >= 1, "machine.threads", self.threads, "null or 1 and more")

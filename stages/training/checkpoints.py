@@ -1,18 +1,157 @@
-"""Checkpoints of a training run: `checkpoint-N` folders, whole or absent."""
+"""Checkpoints of a training run: `checkpoint-N` folders, whole or absent.
+
+What is in one beside the student's folder: optimizer, scheduler, log, the state of each process's random numbers, and
+`run.json`: which run and cache it belongs to, and size and digest of every file.
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stages.errors import InputError
+from storage.files import discard, sha256_file, sync_folder, sync_tree, write_durably
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+RECORD = "run.json"
+_DRAFT = ".tmp-draft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogState:
+    """What was added up for the log since its last line."""
+
+    since: int
+    """Step of that line."""
+    sums: list[list[float]]
+    """Of the loss and its parts, by process."""
+    seconds: float
+    """How long the run has trained, over all processes that had a part in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint."""
+
+    folder: Path
+    step: int
+    """Optimizer steps done."""
+    processes: int
+    log: LogState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """The checkpoints of one run, in a folder of their own."""
+
+    folder: Path
+    run: str
+    """Fingerprint of the run."""
+    cache: str
+    """Root digest of the cache that it trains from."""
+    fsdp: bool = False
+    """Whether the optimizer's state is written as FSDP has it."""
+    kept: int = 2
+
+    @property
+    def draft(self) -> Path:
+        """Where a checkpoint is written before it has its name."""
+        return self.folder / _DRAFT
+
+    def newest(self, message: Callable[[str], None]) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; `message` is told of each that is damaged.
+
+        Raises `InputError` for one of another run, or from another cache.
+        """
+        for folder in sorted(self._found(), key=checkpoint_step, reverse=True):
+            try:
+                return self._read(folder)
+            except _DamagedError as error:
+                message(f"{folder.name} is damaged ({error}): taking the one before it")
+        return None
+
+    def publish(self, checkpoint: Checkpoint, *, best_step: int | None) -> None:
+        """Complete the draft, make it durable and give it its name; remove older ones, but not that of `best_step`."""
+        draft, final = self.draft / checkpoint.folder.name, checkpoint.folder
+        files = {
+            path.relative_to(draft).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            for path in sorted(draft.rglob("*"))
+            if path.is_file()
+        }
+        record = {
+            "run": self.run,
+            "cache_root_digest": self.cache,
+            "step": checkpoint.step,
+            "processes": checkpoint.processes,
+            "fsdp": self.fsdp,
+            "log": asdict(checkpoint.log),
+            "files": files,
+        }
+        write_durably(draft / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        sync_tree(draft)
+        discard(final)  # one that was damaged
+        draft.rename(final)
+        sync_folder(self.folder)
+        self._rotate(checkpoint.step, best_step)
+
+    def _rotate(self, newest: int, best_step: int | None) -> None:
+        """Keep the newest ones; those with a higher step were found damaged when this process began."""
+        steps = sorted((checkpoint_step(path) for path in self._found()), reverse=True)
+        kept = [step for step in steps if step <= newest][: self.kept]
+        for step in set(steps) - {*kept, best_step}:
+            discard(self.folder / f"checkpoint-{step}")
+
+    def _found(self) -> list[Path]:
+        return [path for path in self.folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+
+    def _read(self, folder: Path) -> Checkpoint:
+        try:
+            record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            run, cache, fsdp, files = record["run"], record["cache_root_digest"], record["fsdp"], record["files"]
+            checkpoint = Checkpoint(
+                folder=folder,
+                step=record["step"],
+                processes=record["processes"],
+                log=LogState(**record["log"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _DamagedError(f"{RECORD} cannot be read: {error}") from error
+        for what, found, expected in (("run", run, self.run), ("cache", cache, self.cache)):
+            if found != expected:
+                raise InputError(
+                    f"{folder} belongs to another {what} ({found[:12]}, in its {RECORD}); expected {expected[:12]}; put it back where "
+                    "it was, or remove it, and run again"
+                )
+        if fsdp != self.fsdp:
+            raise InputError(
+                f"{folder} was written with machine.fsdp: {str(fsdp).lower()}; set it so and run again, or remove that folder"
+            )
+        for name, of_file in files.items():
+            _check_file(folder / name, of_file["bytes"], of_file["sha256"])
+        return checkpoint
+
+
+class _DamagedError(Exception):
+    """A checkpoint that is not what its record says."""
+
+
+def _check_file(path: Path, size: int, digest: str) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise _DamagedError(f"{path.name} has {found:,} bytes of {size:,}")
+        if sha256_file(path) != digest:
+            raise _DamagedError(f"{path.name} has other bytes than were written")
+    except OSError as error:
+        raise _DamagedError(f"{path.name} cannot be read: {error.strerror or error}") from error
 
 
 def load_weights(student: PreTrainedModel, folder: Path) -> None:
@@ -38,16 +177,3 @@ def load_weights(student: PreTrainedModel, folder: Path) -> None:
 def checkpoint_step(folder: Path) -> int:
     """Optimizer steps done at `checkpoint-N`."""
     return int(folder.name.rpartition("-")[2])
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, or None. Drafts of a killed process do not count."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=checkpoint_step, default=None)
-
-
-def keep_latest(folder: Path, count: int) -> None:
-    """Remove all but the `count` checkpoints with the highest steps."""
-    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step)
-    for old in found[:-count]:
-        shutil.rmtree(old)

@@ -168,6 +168,30 @@ def test_the_second_signal_stops_at_once(tmp_path, number, code):
     assert "once more stops at once" in done.stderr
 
 
+def test_a_signal_that_torchrun_passes_on_once_more_is_the_same_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    once_more = """\
+    context.progress.message("ready")
+    while not context.should_stop():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    context.stop_if_asked("two shards are on disk")
+    """
+    done = run_body(tmp_path, f"import os, signal\n{textwrap.dedent(once_more)}", signal.SIGTERM)
+    assert done.returncode == 143
+    assert "error: stopped as asked; two shards are on disk" in done.stderr
+
+
+def test_what_all_processes_of_a_node_would_say_the_first_one_says(tmp_path, monkeypatch):
+    write_params(tmp_path)
+    wrong = ["train-student", "--project", tmp_path, "-S", "train.stepz=3"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", "error: unknown key train.stepz; did you mean steps?\n"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        done = pipeline(*wrong)
+        assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_a_forked_worker_is_not_deaf_to_its_parent(tmp_path):
     body = """\
     import os, signal

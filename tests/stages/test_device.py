@@ -34,6 +34,11 @@ def test_a_gpu_that_is_not_there_is_refused():
         resolve_device("cuda:99")
 
 
+def test_one_gpu_by_name_is_refused_to_several_processes():
+    with pytest.raises(ConfigError, match=r"'cuda:1' for 2 processes on this node; expected auto or cuda"):
+        resolve_device("cuda:1", local_rank=1, local_size=2)
+
+
 @gpu
 def test_a_process_of_a_launch_takes_its_own_gpu():
     assert resolve_device("cuda", local_rank=0) == "cuda:0"
