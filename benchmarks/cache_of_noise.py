@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from storage import CacheDescription, CacheWork, Layout, ShardId, ShardTargets, Split, SplitDescription
 
 BALANCED = Layout(positions="all", hidden="int8", hidden_layers=(12,), logits="grid", top_k=32)
+SMALL = Layout(positions="all", hidden="none", hidden_layers=(), logits="grid", top_k=8, draws=50, draw_temperature=2.0)
 TEMPERATURES = (1.0, 2.0)
 
 
@@ -58,30 +60,45 @@ def describe(shapes: Shapes, layout: Layout = BALANCED) -> CacheDescription:
 
 
 def targets(description: CacheDescription, shapes: Shapes, shard: ShardId) -> ShardTargets:
-    """Targets of one shard of a layout with a hidden state and top-k logits for all positions."""
+    """Targets of one shard of a layout with top-k logits, for all positions or the masked ones."""
     layout = description.splits[shard.split].layout
     generator = np.random.default_rng(shard.number)
-    rows, k = shapes.tokens_per_shard, layout.top_k
-    ids = generator.zipf(1.2, rows) % description.vocabulary_size
-    masked = (generator.random(rows) < 0.15).astype(np.uint8)
+    tokens, k = shapes.tokens_per_shard, layout.top_k
+    ids = generator.zipf(1.2, tokens) % description.vocabulary_size
+    masked = (generator.random(tokens) < 0.15).astype(np.uint8)
+    row_token = None if layout.positions == "all" else np.flatnonzero(masked).astype(np.uint32)
+    rows = tokens if row_token is None else len(row_token)
     # Descending by gaps as a softmax has them: large at the top, small below.
     gaps = generator.exponential(1.0, (rows, k)).astype(np.float32) / np.arange(1, k + 1, dtype=np.float32)
     logits = 12 - np.cumsum(gaps + np.float32(1e-4), axis=1, dtype=np.float32)  # no two are equal
     logsumexp = np.stack([np.log(np.exp(logits / t).sum(1)) + 0.1 for t in TEMPERATURES], 1)
     entropy = generator.random((rows, len(TEMPERATURES))) + 1
     stat = [logits[:, 0], *(column for i in range(len(TEMPERATURES)) for column in (logsumexp[:, i], entropy[:, i]))]
-    hidden = generator.standard_normal((rows, len(layout.hidden_layers), description.hidden_size), np.float32)
+    states = (rows, len(layout.hidden_layers), description.hidden_size)
+    hidden = None if layout.hidden == "none" else generator.standard_normal(states, np.float32)
     return ShardTargets(
-        sequence_offsets=np.arange(0, rows + 1, shapes.sequence_tokens, dtype=np.uint32),
+        sequence_offsets=np.arange(0, tokens + 1, shapes.sequence_tokens, dtype=np.uint32),
         original_ids=ids,
         input_ids=np.where(masked == 1, 103, ids),
         masked=masked,
-        row_token=None,
+        row_token=row_token,
         stat=np.stack(stat, 1).astype(np.float32),
         top_ids=different_ids(generator, rows, k, description.vocabulary_size),
         top_logits=logits,
         hidden=hidden,
+        **(draws(generator, rows, description.vocabulary_size, layout.draws) if layout.draws else {}),
     )
+
+
+def draws(generator: np.random.Generator, rows: int, vocabulary_size: int, number: int) -> dict[str, NDArray[Any]]:
+    """So many draws per row, of which 8 to 33 are different: as many as a teacher's are on unmasked and on masked tokens."""
+    count = generator.integers(8, 34, rows)
+    inside = np.arange(33) < count[:, None]
+    ids = np.where(inside, different_ids(generator, rows, 33, vocabulary_size), vocabulary_size)
+    ids.sort(axis=1)
+    weight = np.ones(ids.shape, np.uint8)
+    weight[:, 0] += (number - count).astype(np.uint8)
+    return {"draw_count": count.astype(np.uint8), "draw_ids": ids[inside], "draw_weight": weight[inside]}
 
 
 def different_ids(generator: np.random.Generator, rows: int, k: int, vocabulary_size: int) -> NDArray[np.int64]:

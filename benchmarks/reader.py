@@ -26,7 +26,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from pipeline.summary import print_table
 from stages.batch_plan import BatchPlan
-from stages.batches import SHARD_MEMORY_BYTES, ShardSource, gather, slots_for
+from stages.batches import SHARD_MEMORY_BYTES, Wanted, slots_for
 from storage import CacheReader, ShardArrays, ShardId, ShardLoader, decoded_bytes
 from storage.arrays import ArraySpec, array_table
 from storage.shard import Engine, assemble
@@ -53,6 +53,26 @@ PARQUET: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_d
 
 Arrays = dict[str, NDArray[Any]]
 Batches = Generator[ShardArrays, None, None]
+
+
+class ShardSource(Protocol):
+    """Gives the shards of a window; what lies in an earlier window may be gone once a later one is asked for."""
+
+    def get(self, window: int, shard: ShardId) -> ShardArrays:
+        """The arrays of a shard."""
+
+
+def gather(
+    source: ShardSource, shards: list[ShardId], sequences: NDArray[np.int64], windows: NDArray[np.int64]
+) -> ShardArrays:
+    """Copies of the given sequences: (n, 2) shard numbers and places within, and (n,) their windows; by ascending shard."""
+    parts: dict[int, ShardArrays] = {}
+    for window in np.unique(windows):  # ascending, as a source wants it
+        of_window = sequences[windows == window]
+        for number in np.unique(of_window[:, 0]):
+            arrays = source.get(int(window), shards[number])
+            parts[number] = arrays.select(of_window[of_window[:, 0] == number, 1])
+    return ShardArrays.concatenate([parts[number] for number in sorted(parts)])
 
 
 @dataclass
@@ -80,7 +100,7 @@ class Cache:
         return spec.shape(self.reader.shard_counts(shard))
 
     def batches(self, shards: ShardSource, epochs: int) -> Batches:
-        """The plan's batches, as `stages.batches.PlannedBatches` makes them, up to the tensors."""
+        """Copies of the rows of the plan's batches."""
         for step in range(epochs * self.plan.steps_per_epoch):
             yield gather(shards, self.shards, *self.plan.batch_and_windows(step))
 
@@ -108,7 +128,7 @@ def from_loader(cache: Cache, engine: Engine, epochs: int) -> Batches:
     order = (
         (window, cache.shards[number]) for window, _, numbers in cache.plan.windows(0, steps) for number in numbers
     )
-    slots, slot_bytes = slots_for(reader, cache.plan, SHARD_MEMORY_BYTES)
+    slots, slot_bytes = slots_for(reader, cache.plan, Wanted(hidden=True, logits=True), SHARD_MEMORY_BYTES)
     with ShardLoader(reader, order, slots=slots, slot_bytes=slot_bytes) as loader:
         MEMORY["process"] = loader.process_id or 0
         yield from cache.batches(loader, epochs)

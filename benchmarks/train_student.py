@@ -38,6 +38,7 @@ from measure import Spread, arguments, finish, interleaved, ratio, rounds
 from teacher_project import TeacherShapes, build, configured, describe
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from pipeline.environment import quiet_libraries
 from pipeline.summary import print_table
@@ -75,6 +76,7 @@ CACHES = ("small_masked", "small_all", "balanced_masked", "balanced_all")
 ONLINE = {"online": False, "online_cosine": True}
 TEMPERATURE = 2.0
 MEASURED_MEMORY = ("balanced_all", "online_cosine")
+"""All that a quick run measures."""
 STEPS_OF_MEMORY = 3
 
 
@@ -258,6 +260,7 @@ def contender(name: str, folder: Path, shapes: Shapes, student: Student) -> From
 
 def peak_memory(name: str, folder: Path, shapes: Shapes) -> int:
     """Bytes of a few steps, in this process and those that it starts, beyond what it has before: run in a process of its own."""
+    transformers_logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -282,6 +285,7 @@ def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
     quiet_libraries(debug=False)
+    transformers_logging.disable_progress_bar()
     shapes = Shapes.chosen(quick=options.quick)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = [*KINDS, *ONLINE]
@@ -289,7 +293,7 @@ def main() -> None:
         folder = Path(scratch)
         make_caches(folder, shapes)
         memory = {}
-        for name in names:
+        for name in MEASURED_MEMORY if options.quick else names:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 memory[name] = pool.submit(peak_memory, name, folder, shapes).result()
         student = Student(folder, shapes, device)
@@ -306,7 +310,7 @@ def main() -> None:
                 name,
                 Spread.of(times[name]).shown(),
                 f"{100 * Spread.of(waits[name]).median:.2f} %" if name in waits else "-",
-                f"{memory[name] / 1e6:,.0f}",
+                f"{memory[name] / 1e6:,.0f}" if name in memory else "-",
             ]
             for name in names
         ],

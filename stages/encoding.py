@@ -5,20 +5,25 @@ The tokenizer works in Rust on all cores and gives plain ids; special tokens are
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from stages.errors import InputError
 from stages.sequences import TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+_AHEAD = 2
+"""Batches of texts that are with the tokenizer at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +125,29 @@ class Encoder:
     def sequences(self, backend: Tokenizer, batches: Iterable[list[str]]) -> tuple[npt.NDArray[np.int64], TokenIds]:
         """The sequences of documents that come in batches: lengths i8 (S,) and their ids, one after the other."""
         framed = self._packed if self.packing == "full" else self._separate
-        parts = list(framed(self._documents(backend, texts) for texts in batches))
+        parts = list(framed(self._documents(backend, batches)))
         lengths = [part[0] for part in parts]
         ids = [part[1] for part in parts]
         empty = np.empty(0, dtype=np.int64), np.empty(0, dtype=self.dtype)
         return np.concatenate([empty[0], *lengths]), np.concatenate([empty[1], *ids])
 
-    def _documents(self, backend: Tokenizer, texts: list[str]) -> list[npt.NDArray[Any]]:
-        """The ids of each text that has any, without special tokens. Rust works on all cores, and Python is not held up."""
-        # `_fast` leaves out the offsets into the text, which nobody asks for.
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    def _documents(self, backend: Tokenizer, batches: Iterable[list[str]]) -> Iterator[list[npt.NDArray[Any]]]:
+        """Per batch, the ids of each text that has any, without special tokens.
+
+        Rust encodes on all cores without holding Python up, while the ids of an earlier batch are taken over here. It has two
+        batches at a time: where one has only its longest text left, the cores go on with the other.
+        """
+        encoding: deque[Future[list[Encoding]]] = deque()
+        with ThreadPoolExecutor(_AHEAD, "encode") as pool:
+            for texts in batches:
+                # `_fast` leaves out the offsets into the text, which nobody asks for.
+                encoding.append(pool.submit(backend.encode_batch_fast, texts, add_special_tokens=False))
+                if len(encoding) > _AHEAD:
+                    yield self._ids(encoding.popleft().result())
+            while encoding:
+                yield self._ids(encoding.popleft().result())
+
+    def _ids(self, encodings: list[Encoding]) -> list[npt.NDArray[Any]]:
         return [np.fromiter(encoding.ids, self.dtype, len(encoding)) for encoding in encodings if len(encoding)]
 
     def _separate(

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, cross_entropy_, row_dot
@@ -38,6 +37,9 @@ __all__ = [
 
 IGNORED = -100
 """Label of a position that is not predicted, where labels stand beside all positions."""
+
+_COSINE_ROWS = 1024
+_SMALLEST_NORM = 1e-8
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,40 @@ def distillation_loss(
 
 def cosine_loss_sum(student_hidden: Tensor, teacher_hidden: Tensor, row_weights: Tensor | None = None) -> Tensor:
     """Sum over rows of `1 - cos`, by their weights (rows,), from hidden states (rows, H); in float32 or better."""
-    distance = 1.0 - F.cosine_similarity(_wide(student_hidden), _wide(teacher_hidden), dim=-1)
-    return distance.sum() if row_weights is None else (distance * row_weights).sum()
+    wants_gradients = torch.is_grad_enabled() and student_hidden.requires_grad
+    loss: Tensor = _CosineLoss.apply(student_hidden, teacher_hidden, row_weights, wants_gradients)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CosineLoss(torch.autograd.Function):
+    """The same way: a chunk of rows at a time, with the gradient made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_hidden: Tensor, teacher_hidden: Tensor, row_weights: Tensor | None, wants_gradients: bool
+    ) -> Tensor:
+        wide = torch.promote_types(student_hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=student_hidden.device)
+        gradient = torch.empty_like(student_hidden) if wants_gradients else None
+        for part in slices(len(student_hidden), _COSINE_ROWS):
+            student, teacher = student_hidden[part].to(wide), teacher_hidden[part].to(wide)
+            # As torch.nn.functional.cosine_similarity: a row of zeros has a cosine of 0 with everything.
+            norm = torch.linalg.vector_norm(student, dim=-1).clamp_min(_SMALLEST_NORM)
+            norms = norm * torch.linalg.vector_norm(teacher, dim=-1).clamp_min(_SMALLEST_NORM)
+            cosine = torch.linalg.vecdot(student, teacher) / norms
+            weights = torch.ones_like(cosine) if row_weights is None else row_weights[part].to(wide)
+            total += torch.dot(weights, 1.0 - cosine)
+            if gradient is not None:
+                # d cos / d s = t / (|s| |t|) - cos s / |s|^2
+                towards = student * (weights * cosine / norm.square())[:, None] - teacher * (weights / norms)[:, None]
+                gradient[part] = towards.to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad_total.to(gradient.dtype) * gradient, None, None, None
 
 
 class _ProjectedLoss(torch.autograd.Function):
@@ -156,7 +190,3 @@ class _ProjectedLoss(torch.autograd.Function):
         if grad_total.device.type != "cpu" or grad_total != 1:
             gradients = [None if gradient is None else grad_total * gradient for gradient in gradients]
         return (*gradients, *(None,) * 9)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -116,6 +116,7 @@ class Shuffled:
                 for begin in range(start, stop, rows):
                     chosen = order[begin : min(begin + rows, stop)]
                     yield lengths[chosen], in_order(ids, offsets, chosen)
+            del order, lengths, ids, offsets  # or they were held while the next ones are read
 
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """First range, and the end, of those that are read at a time."""

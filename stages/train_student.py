@@ -133,7 +133,7 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
     check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
-    slots_for(reader, batch_plan(config, reader), _memory_bytes(config))
+    slots_for(reader, batch_plan(config, reader), wanted_by(config.train), _memory_bytes(config))
     return reader
 
 

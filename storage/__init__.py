@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from storage.arrays import Target
 from storage.codecs import decode_hidden, decode_logits, encode_hidden, encode_logits
 from storage.description import CacheDescription, SplitDescription
 from storage.errors import (
@@ -65,6 +66,7 @@ __all__ = [
     "SharedBy",
     "Split",
     "SplitDescription",
+    "Target",
     "Verified",
     "canonical_json",
     "decode_hidden",

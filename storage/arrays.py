@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from storage.layout import Layout
 
 Axis = Literal["offsets", "tokens", "rows", "entries", "draws"]
 Compressor = Literal["zstd", "blosc"]
+Target = Literal["logits", "draws", "hidden"]
+"""What a reader may do without: `logits` are the arrays `top_*`, `draws` those named `draw_*`, `hidden` those named `hidden*`."""
+TARGETS: frozenset[Target] = frozenset(get_args(Target))
+_TARGET_OF_PREFIX: dict[str, Target] = {"top": "logits", "draw": "draws", "hidden": "hidden"}
 
 
 def id_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -35,6 +39,11 @@ class ArraySpec:
     """A value that data never holds: a reader that sees it has met a missing chunk."""
     limits: tuple[int, int] | None
     """Smallest and largest value of the data; None for floats (and the bits of bfloat16), which must be finite."""
+
+    @property
+    def target(self) -> Target | None:
+        """The target that the array belongs to; None for those of tokens and rows, which are always read."""
+        return _TARGET_OF_PREFIX.get(self.name.partition("_")[0])
 
     def shape(self, counts: Mapping[str, int]) -> tuple[int, ...]:
         """The array's shape in a shard with these counts (those of its manifest).

@@ -12,12 +12,14 @@ import subprocess
 import time
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from multiprocessing.connection import Pipe, wait
 from types import TracebackType
 from typing import Self
 
 from storage import errors
+from storage.arrays import TARGETS, Target
 from storage.errors import CacheError
 from storage.layout import ShardId
 from storage.loader_process import SharedBy, end, join, start
@@ -29,7 +31,7 @@ _SECONDS_TO_SEE_IT_END = 10
 
 
 class ShardLoader:
-    """Decodes the shards of `order` ahead, into `slots` pieces of memory of `slot_bytes` bytes each.
+    """Decodes the `targets` of the shards of `order` ahead, into `slots` pieces of memory of `slot_bytes` bytes each.
 
     `order` yields (window, shard): windows ascend, and all shards of a window must fit into memory at the same time. A
     shard that comes again while it is still in memory is not read again. At most `slots` visits are under way, so
@@ -48,11 +50,12 @@ class ShardLoader:
         *,
         slots: int,
         slot_bytes: int,
+        targets: Collection[Target] = TARGETS,
         shared_by: SharedBy | None = None,
     ) -> None:
         self.waited_s = 0.0
         """Seconds that `get` has waited for shards that were not there yet."""
-        self._reader, self._order = reader, iter(order)
+        self._reader, self._order, self._targets = reader, iter(order), targets
         self._visits: deque[tuple[int, ShardId]] = deque()
         self._uses: Counter[ShardId] = Counter()  # visits under way, by shard
         self._slot_of: dict[ShardId, int] = {}
@@ -61,9 +64,10 @@ class ShardLoader:
         self._loading: set[ShardId] = set()
         self._arrays: dict[ShardId, ShardArrays] = {}
         self._failed: dict[ShardId, CacheError] = {}
+        self._interruption, self._interrupter = Pipe(duplex=False)
         self._process: subprocess.Popen[bytes] | None = None
         if shared_by is None or shared_by.rank == 0:
-            self._connection, self._memory, self._process = start(reader, slots, slot_bytes, shared_by)
+            self._connection, self._memory, self._process = start(reader, slots, slot_bytes, targets, shared_by)
         else:
             self._connection, self._memory = join(shared_by)
         # Also for one that nobody closes: a generator that was left early, say.
@@ -102,6 +106,10 @@ class ShardLoader:
             while self._visits and self._visits[0][0] == over:
                 self._end_visit(self._visits.popleft()[1])
             self._fill()
+
+    def interrupt(self) -> None:
+        """From another thread: a `get` that waits, now or later, raises `CacheError` instead. What remains is to close."""
+        self._interrupter.send_bytes(b"!")
 
     @property
     def process_id(self) -> int | None:
@@ -160,6 +168,8 @@ class ShardLoader:
 
     def _receive(self) -> None:
         """One answer of the process: a shard is in its slot, or why it is not."""
+        if self._interruption in wait([self._connection, self._interruption]):
+            raise CacheError("reading was interrupted; expected nobody to wait for a shard any more")
         try:
             name, kind, message = json.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
@@ -171,7 +181,8 @@ class ShardLoader:
 
     def _assemble(self, shard: ShardId) -> ShardArrays:
         description, counts = self._reader.description, self._reader.shard_counts(shard)
-        memory = shard_memory(description, shard, counts, self._memory.allocator(self._slot_of[shard]))
+        allocate = self._memory.allocator(self._slot_of[shard])
+        memory = shard_memory(description, shard, counts, self._targets, allocate)
         for _, array in memory:
             array.flags.writeable = False
         return assemble(description, shard, {spec.name: array for spec, array in memory})

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
+from storage.arrays import Target
 from storage.errors import CacheError
 from storage.layout import ShardId
 from storage.reader import CacheReader
@@ -49,7 +50,7 @@ class SharedBy:
 
 
 def start(
-    reader: CacheReader, slots: int, slot_bytes: int, shared_by: SharedBy | None
+    reader: CacheReader, slots: int, slot_bytes: int, targets: Collection[Target], shared_by: SharedBy | None
 ) -> tuple[Connection, Slots, subprocess.Popen[bytes]]:
     """The connection to a new process, the memory, and the process.
 
@@ -83,7 +84,7 @@ def start(
     if listener is not None:
         listener.close()
     with suppress(OSError):  # one that ended at once is noticed when its first answer is waited for
-        ours.send(reader)
+        ours.send((reader, list(targets)))
     return ours, memory, process
 
 
@@ -151,13 +152,13 @@ def main(connection: int, descriptor: int, count: int, size: int, listener: int,
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(connection)
     try:
-        reader = pipe.recv()  # one at a remote root is opened anew
+        reader, targets = pipe.recv()  # one at a remote root is opened anew
     except EOFError:
         return
     except (CacheError, OSError, MemoryError) as error:
-        reader = _Unopened(_as_cache_error("the cache", error))
+        reader, targets = _Unopened(_as_cache_error("the cache", error)), []
     door = None if listener == _NOBODY else _Door(socket.socket(fileno=listener), others)
-    _Service(reader, Slots(count, size, descriptor), pipe, door).run()
+    _Service(reader, targets, Slots(count, size, descriptor), pipe, door).run()
     # Not by returning: a download that is read ahead would be waited for. What it leaves is what a kill leaves.
     os._exit(0)
 
@@ -180,9 +181,9 @@ class _Unopened:
     def prefetch(self, shards: Iterable[ShardId]) -> None:
         """Fetch nothing."""
 
-    def load(self, shard: ShardId, allocate: Allocate) -> ShardArrays:
+    def load(self, shard: ShardId, allocate: Allocate, *, targets: Collection[Target]) -> ShardArrays:
         """Raise what opening raised."""
-        del shard, allocate
+        del shard, allocate, targets
         raise self._error
 
 
@@ -208,8 +209,15 @@ class _Door:
 class _Service:
     """Decodes the shards that are asked for, one after the other, each into its slot."""
 
-    def __init__(self, reader: CacheReader | _Unopened, memory: Slots, first: Connection, door: _Door | None) -> None:
-        self._reader, self._memory, self._door = reader, memory, door
+    def __init__(
+        self,
+        reader: CacheReader | _Unopened,
+        targets: Collection[Target],
+        memory: Slots,
+        first: Connection,
+        door: _Door | None,
+    ) -> None:
+        self._reader, self._targets, self._memory, self._door = reader, targets, memory, door
         self._asked: dict[Connection, deque[tuple[ShardId, int]]] = {first: deque()}
 
     def run(self) -> None:
@@ -252,7 +260,7 @@ class _Service:
         if error is None:
             shard, slot = next(iter(requests.values()))
             try:
-                self._reader.load(shard, self._memory.allocator(slot))
+                self._reader.load(shard, self._memory.allocator(slot), targets=self._targets)
             except (CacheError, OSError, MemoryError) as raised:
                 error = _as_cache_error(f"shard {shard}", raised)
         what = (None, None) if error is None else (type(error).__name__, str(error))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from storage.arrays import TARGETS, Target
 from storage.description import CacheDescription
 from storage.errors import CorruptError, IncompleteError
 from storage.layout import ShardId, Split
@@ -87,8 +88,13 @@ class CacheReader:
         """The figures that the writer recorded for a shard (retained mass, saturated gaps)."""
         return self._shard_manifest(shard).figures
 
-    def load(self, shard: ShardId, allocate: Allocate = allocate_new) -> ShardArrays:
-        """All of one shard, still encoded, in memory that `allocate` gives (`storage.shard.Allocate`).
+    def load(
+        self, shard: ShardId, allocate: Allocate = allocate_new, *, targets: Collection[Target] = TARGETS
+    ) -> ShardArrays:
+        """One shard, still encoded, in memory that `allocate` gives (`storage.shard.Allocate`).
+
+        Of the teacher's targets only the given ones are read, decoded and checked; of the files of the others, that they are there and
+        have their sizes.
 
         Raises `CorruptError`, naming shard and file, for anything that is not as it was written.
         """
@@ -103,6 +109,7 @@ class CacheReader:
             counts=manifest.counts,
             teacher_saw=manifest.teacher_saw,
             allocate=allocate,
+            targets=targets,
             engine=self.engine,
         )
 

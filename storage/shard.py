@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,7 +15,7 @@ from zarr.buffer.cpu import NDBuffer
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import LocalStore
 
-from storage.arrays import ArraySpec, array_table
+from storage.arrays import TARGETS, ArraySpec, Target, array_table
 from storage.codecs import row_values
 from storage.description import CacheDescription
 from storage.errors import CorruptError
@@ -141,9 +141,10 @@ def read_shard(
     counts: Mapping[str, int],
     teacher_saw: str,
     allocate: Allocate = allocate_new,
+    targets: Collection[Target] = TARGETS,
     engine: Engine = "own",
 ) -> ShardArrays:
-    """All arrays of the shard in `folder`, checked against the description and its manifest's counts.
+    """The shard in `folder` with the given targets, checked against the description and its manifest's counts.
 
     `allocate` gives the memory that the arrays are decoded into, in the order of `array_table`.
 
@@ -152,7 +153,7 @@ def read_shard(
     """
     _check_attributes(folder, description, shard, teacher_saw)
     arrays: dict[str, NDArray[Any]] = {}
-    for spec, out in shard_memory(description, shard, counts, allocate):
+    for spec, out in shard_memory(description, shard, counts, targets, allocate):
         try:
             (_read_own if engine == "own" else _read_with_zarr)(folder / spec.name, spec, out, engine)
         except DamagedFileError as damage:
@@ -168,24 +169,30 @@ def read_shard(
 
 
 def shard_memory(
-    description: CacheDescription, shard: ShardId, counts: Mapping[str, int], allocate: Allocate
+    description: CacheDescription,
+    shard: ShardId,
+    counts: Mapping[str, int],
+    targets: Collection[Target],
+    allocate: Allocate,
 ) -> list[tuple[ArraySpec, NDArray[Any]]]:
     """The arrays of a shard, each with its memory: who decodes a shard and who reads it in the same slot agree by this."""
-    shapes = shard_shapes(description, shard, counts)
+    shapes = shard_shapes(description, shard, counts, targets)
     memory = allocate([(shape, spec.dtype) for spec, shape in shapes])
     return [(spec, array) for (spec, _), array in zip(shapes, memory, strict=True)]
 
 
 def shard_shapes(
-    description: CacheDescription, shard: ShardId, counts: Mapping[str, int]
+    description: CacheDescription, shard: ShardId, counts: Mapping[str, int], targets: Collection[Target]
 ) -> list[tuple[ArraySpec, tuple[int, ...]]]:
-    """The arrays of a shard with their shapes, in the order of FORMAT.md, from the counts of its manifest.
+    """The arrays of a shard with their shapes, in the order of FORMAT.md, from the counts of its manifest: of targets the given ones.
 
     Raises `CorruptError` where these lack a count that an array needs.
     """
     _, sequences = description.span(shard)
     found: list[tuple[ArraySpec, tuple[int, ...]]] = []
     for spec in array_table(description, description.splits[shard.split].layout):
+        if spec.target is not None and spec.target not in targets:
+            continue
         try:
             found.append((spec, spec.shape({**counts, "sequences": sequences})))
         except KeyError as missing:

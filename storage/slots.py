@@ -6,13 +6,14 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.arrays import TARGETS, Target
 from storage.layout import ShardId
 from storage.reader import CacheReader
 from storage.shard import Allocate, Shapes, shard_shapes
@@ -53,11 +54,11 @@ class Slots:
         os.close(self.descriptor)
 
 
-def decoded_bytes(reader: CacheReader, shards: Iterable[ShardId]) -> int:
-    """What the largest of the shards takes in a slot, decompressed and still encoded."""
+def decoded_bytes(reader: CacheReader, shards: Iterable[ShardId], targets: Collection[Target] = TARGETS) -> int:
+    """What the largest of the shards takes in a slot with the given targets, decompressed and still encoded."""
 
     def of(shard: ShardId) -> int:
-        shapes = shard_shapes(reader.description, shard, reader.shard_counts(shard))
+        shapes = shard_shapes(reader.description, shard, reader.shard_counts(shard), targets)
         return _laid_out([(shape, spec.dtype) for spec, shape in shapes])[1]
 
     return max(map(of, shards))

@@ -20,6 +20,16 @@ from stages.errors import LostWorkersError
 HOST = "127.0.0.1"
 ALLOWED_FAILURES = 1
 """Workers that may die on an item, less one, before it is tried alone."""
+_DASK: dict[str, Any] = {
+    # Or the nanny sets OMP_NUM_THREADS=1, for this process too.
+    "distributed.nanny.pre-spawn-environ": {},
+    # What watches tasks of milliseconds takes 3 % of a core in each process, and ours last for seconds and more.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.client.scheduler-info-interval": "1 minute",
+}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 _SET_BY_DASK = ("DASK_LOGGING__DISTRIBUTED", "__DASK_PARENT_PID", "PYTHONHASHSEED")
@@ -51,8 +61,7 @@ class LocalWorkers:
             stack.enter_context(logged_to(self._log))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="teacher-cache-workers-"))
             stack.enter_context(_own_environment())
-            # Or the nanny sets OMP_NUM_THREADS=1, for this process too.
-            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": {}}))
+            stack.enter_context(dask.config.set(_DASK))
             try:
                 cluster = stack.enter_context(
                     SpecCluster(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from storage.arrays import TARGETS, Target
 from storage.errors import CorruptError
 from storage.files import write_durably, writing
 from storage.layout import ShardId
@@ -88,15 +89,17 @@ class RemoteReader(CacheReader):
         """Pickled as what it was opened with: connections and threads do not travel."""
         return _reopen, self._arguments
 
-    def load(self, shard: ShardId, allocate: Allocate = allocate_new) -> ShardArrays:
-        """All of one shard, still encoded; fetched first where it is not in the local folder."""
+    def load(
+        self, shard: ShardId, allocate: Allocate = allocate_new, *, targets: Collection[Target] = TARGETS
+    ) -> ShardArrays:
+        """One shard, still encoded, with the given targets; fetched first, whole, where it is not in the local folder."""
         self.description.span(shard)
         try:
-            arrays = self._load(shard, allocate)
+            arrays = self._load(shard, allocate, targets)
         except CorruptError:
             # The copy here was damaged after it had been verified: the one there may be good.
             self._local.drop(shard)
-            arrays = self._load(shard, allocate)
+            arrays = self._load(shard, allocate, targets)
         self._read_ahead(shard)
         return arrays
 
@@ -123,10 +126,10 @@ class RemoteReader(CacheReader):
         self._ahead = 0
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, shard: ShardId, allocate: Allocate) -> ShardArrays:
+    def _load(self, shard: ShardId, allocate: Allocate, targets: Collection[Target]) -> ShardArrays:
         with self._local.held(shard):
             try:
-                return super().load(shard, allocate)
+                return super().load(shard, allocate, targets=targets)
             except CorruptError as error:
                 raise CorruptError(f"{self._remote.shown()}: {error}") from error
 

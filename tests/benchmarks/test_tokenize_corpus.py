@@ -27,6 +27,7 @@ def test_a_quick_run_prints_its_tables_and_writes_its_ratios(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())["ratios"]
-    assert set(found) == {"tokenize_vs_bare", "tokenize_vs_bare_one_core", "tokenize_memory_4x"}
+    memory = {"tokenize_memory_4x", "tokenize_memory_16x_vs_4x"}
+    assert set(found) == {"tokenize_vs_bare", "tokenize_vs_bare_one_core"} | memory
     assert all(ratio in done.stdout for ratio in found)
     assert all(np.isfinite(value) and value > 0 for value in found.values())

@@ -24,7 +24,7 @@ from tests.tiny import ROOT
             },
             ("waiting for the batch", "peak memory"),
         ),
-        ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration error", "renormalise")),
+        ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration", "online, seed 1")),
     ],
 )
 def test_a_quick_run_prints_its_table_and_writes_its_ratios(tmp_path, name, ratios, said):

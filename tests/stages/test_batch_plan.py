@@ -1,7 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from stages.batch_plan import BatchPlan
+from stages.batch_plan import BatchPlan, divided
 from stages.errors import ConfigError
 
 SHARDS = (7, 5, 9, 3, 8, 6, 4)
@@ -64,3 +68,70 @@ def test_the_windows_are_the_groups_of_shards_that_the_steps_visit_and_no_others
             seen.add(number)
     assert list(windows) == sorted(seen)
     assert all(len(shards) <= plan.window_shards for _, shards in windows.values())
+
+
+PLANS = st.builds(
+    BatchPlan,
+    st.lists(st.integers(1, 12), min_size=3, max_size=12).map(tuple),
+    batch_size=st.integers(1, 3),
+    seed=st.integers(0, 2**32),
+    variants=st.integers(1, 3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=PLANS, epoch=st.integers(0, 5))
+def test_an_epoch_of_any_plan_visits_no_sequence_twice_and_leaves_out_less_than_a_batch(plan, epoch):
+    seen = {tuple(row) for row in epoch_of(plan, epoch).tolist()}
+    assert len(seen) == plan.steps_per_epoch * plan.batch_size
+    every = {(s, i) for s, count in enumerate(plan.sequences_per_shard) for i in range(count)}
+    assert seen <= every
+    assert len(every - seen) < plan.batch_size
+    steps = [epoch * plan.steps_per_epoch + within for within in (0, plan.steps_per_epoch - 1)]
+    assert {plan.variant(step) for step in steps} == {epoch % plan.variants}
+
+
+@st.composite
+def steps(draw):
+    """The lengths that each window gives to a step, and how the step is divided."""
+    world_size, micro_batch_size, passes = draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    count = world_size * micro_batch_size * passes
+    lengths = np.array(draw(st.lists(st.integers(1, 512), min_size=count, max_size=count)))
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(lengths) - 1)), max_size=3)))
+    return world_size, micro_batch_size, passes, [part for part in np.split(lengths, cuts) if len(part)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps())
+def test_the_ranks_share_a_step_in_passes_that_do_not_depend_on_how_many_ranks_there_are(step):
+    world_size, micro_batch_size, passes, windows = step
+    in_pass = world_size * micro_batch_size
+
+    def taken(rank, world_size):
+        """By pass: (window, sequence) of each sequence."""
+        found, begin = [[] for _ in range(passes)], 0
+        for window, lengths in enumerate(windows):
+            for number, chosen in divided(lengths, begin, in_pass=in_pass, rank=rank, world_size=world_size):
+                found[number] += [(window, int(i)) for i in chosen]
+            begin += len(lengths)
+        return found
+
+    whole = taken(0, 1)
+    ranks = [taken(rank, world_size) for rank in range(world_size)]
+    assert sorted(itertools.chain(*whole)) == [(w, i) for w, lengths in enumerate(windows) for i in range(len(lengths))]
+    for number in range(passes):
+        assert [len(rank[number]) for rank in ranks] == [micro_batch_size] * world_size
+        assert sorted(itertools.chain(*(rank[number] for rank in ranks))) == sorted(whole[number])
+    for window, lengths in enumerate(windows):
+        in_order = [[int(lengths[i]) for w, i in some if w == window] for some in whole]
+        flat = list(itertools.chain(*in_order))
+        assert flat == sorted(flat, reverse=True)
+
+
+def test_ranks_get_lengths_that_differ_by_little():
+    lengths = np.random.default_rng(0).integers(8, 512, 256)
+    totals = [
+        sum(int(lengths[chosen].sum()) for _, chosen in divided(lengths, 0, in_pass=64, rank=rank, world_size=8))
+        for rank in range(8)
+    ]
+    assert max(totals) - min(totals) < 512  # less than one sequence, of some 8,000 tokens each

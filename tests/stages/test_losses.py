@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages import losses
 from stages.draws import draw_ids
 from stages.heads import Head
 from stages.losses import (
@@ -221,6 +222,42 @@ def test_cosine_is_zero_for_parallel_and_two_for_opposite_vectors():
     x = torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(cosine_loss_sum(x, 3 * x), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(cosine_loss_sum(x, -x), torch.tensor(8.0, dtype=torch.float64))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 7), weighted=st.booleans(), zero=st.booleans())
+def test_the_cosine_loss_and_its_gradient_are_those_of_torch(seed, rows, weighted, zero):
+    generator = torch.Generator().manual_seed(seed)
+    ours, theirs = (torch.randn(rows, HIDDEN, generator=generator, dtype=torch.float64) for _ in range(2))
+    if zero:
+        theirs[0] = 0
+    ours.requires_grad_()
+    weights = torch.rand(rows, generator=generator, dtype=torch.float64) if weighted else None
+    expected = 1 - F.cosine_similarity(ours, theirs, dim=-1)
+    expected = (expected if weights is None else expected * weights).sum()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_COSINE_ROWS", 3)
+        found = cosine_loss_sum(ours, theirs, weights)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(2 * found, ours), torch.autograd.grad(2 * expected, ours))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch has some of its own while it traces
+def test_a_compiled_function_that_calls_the_loss_gives_the_same():
+    features, weight, bias, labels, hidden, head = make_case(6, 9, 12)
+
+    def training_loss(x):
+        x = torch.tanh(x)
+        loss = distillation_loss(
+            x, weight, bias, labels=labels, targets=HiddenTargets(hidden, head), temperature=2.0, kd_scale=0.7,
+            mlm_scale=0.3,
+        )  # fmt: skip
+        return loss.total + cosine_loss_sum(x, hidden)
+
+    expected = training_loss(features)
+    found = torch.compile(training_loss, backend="eager")(features)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, features), torch.autograd.grad(expected, features))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

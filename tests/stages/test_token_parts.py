@@ -82,3 +82,15 @@ def test_a_part_is_recognised_until_a_byte_of_it_changes(tmp_path):
     assert read_figures(tmp_path, part) is None
     (tmp_path / str(part) / "part.json").write_text("[]")
     assert read_figures(tmp_path, part) is None
+
+
+def test_the_merge_lets_go_of_what_it_has_given_before_it_reads_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_parts, "_RANGE_TOKENS", 50_000)
+    monkeypatch.setattr(token_parts, "_HELD_TOKENS", 100_000)
+    shuffled = Shuffled(tmp_path / "work", write(tmp_path / "work", [[[7] * 100] * 1000] * 4), U2)
+    tracemalloc.start()
+    tokens = sum(len(ids) for _, ids in shuffled.groups(10))
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert tokens == 400_000
+    assert held < 1.5 * 100_000 * U2.itemsize

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import pytest
 
-from storage import CacheError, CacheReader, CorruptError, ShardLoader, decoded_bytes
+from storage import CacheError, CacheReader, CorruptError, ShardLoader, SharedBy, decoded_bytes
 from storage.errors import RemoteError
 from tests.storage.build import LAYOUTS, build_cache, make_description
 from tests.storage.damage import flip_a_bit
@@ -196,16 +197,16 @@ def test_what_the_system_refuses_is_told_as_it_is(cache):
 class Unreadable(CacheReader):
     """Stands for a local folder of shards on a full disk."""
 
-    def load(self, shard, allocate=None):  # noqa: ARG002
+    def load(self, shard, allocate=None, **targets):  # noqa: ARG002
         raise OSError(28, "No space left on device")
 
 
 class Twice(CacheReader):
     """Reads a shard a second time, as a reader at a remote root does where its local copy was damaged meanwhile."""
 
-    def load(self, shard, allocate):
-        super().load(shard, allocate)
-        return super().load(shard, allocate)
+    def load(self, shard, allocate, **targets):
+        super().load(shard, allocate, **targets)
+        return super().load(shard, allocate, **targets)
 
 
 def test_a_second_attempt_at_a_shard_lands_where_the_first_one_did(cache):
@@ -284,6 +285,33 @@ def test_the_memory_that_both_processes_hold_stays_the_same_over_three_epochs(tm
             resident.append(sum(process.memory_info().rss for process in (psutil.Process(), child_of(loader))))
     # A fourth slot, or a shard that was kept, would be a shard more.
     assert resident[2] - resident[0] < decoded_bytes(reader, shards) / 2
+
+
+def test_it_decodes_no_more_than_is_wanted(reader):
+    shards = reader.shards("train")
+    for targets in ({"hidden"}, {"logits", "draws"}, set()):
+        size = decoded_bytes(reader, shards, targets)
+        with ShardLoader(reader, enumerate(shards), slots=2, slot_bytes=size, targets=targets) as loader:
+            for window, shard in enumerate(shards):
+                found, expected = loader.get(window, shard), reader.load(shard, targets=targets)
+                assert_same(found, expected)
+                assert found.hidden.keys() == expected.hidden.keys()
+                assert (found.top_ids is None) == (expected.top_ids is None)
+
+
+def test_a_wait_can_be_interrupted_from_another_thread(cache, tmp_path):
+    reader = CacheReader(cache)
+    shards = reader.shards("train")
+    shared_by = SharedBy(rank=0, size=2, address=tmp_path / "socket")  # the other one never comes
+    size = decoded_bytes(reader, shards)
+    with (
+        ShardLoader(reader, enumerate(shards), slots=2, slot_bytes=size, shared_by=shared_by) as loader,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(loader.get, 0, shards[0])
+        loader.interrupt()
+        with pytest.raises(CacheError, match="interrupted"):
+            waiting.result(60)
 
 
 def test_waiting_is_measured(reader):

@@ -59,6 +59,38 @@ def test_what_is_read_is_what_was_published_up_to_the_coding(caches, name):
             np.testing.assert_allclose(arrays.decoded_logits(layout), targets.top_logits, rtol=0, atol=tolerance)
 
 
+OF_TARGET = {"logits": ("top_ids", "top_count"), "draws": ("draw_count", "draw_ids", "draw_weight")}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("targets", [set(), {"logits"}, {"hidden"}, {"draws", "hidden"}])
+def test_targets_that_nobody_wants_are_left_out_and_the_rest_is_the_same(caches, name, targets):
+    reader = CacheReader(caches(name))
+    everything, found = reader.load(SHARD), reader.load(SHARD, targets=targets)
+    for field in ("sequence_ids", "sequence_offsets", "original_ids", "input_ids", "masked", "row_token", "stat"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(everything, field))
+    for target, field in (("logits", "logits"), ("hidden", "hidden")):
+        expected = getattr(everything, field) if target in targets else {}
+        assert getattr(found, field).keys() == expected.keys()
+        for key, array in expected.items():
+            np.testing.assert_array_equal(getattr(found, field)[key], array)
+    for target, fields in OF_TARGET.items():
+        for field in fields:
+            expected = getattr(everything, field) if target in targets else None
+            np.testing.assert_array_equal(getattr(found, field), expected)
+
+
+def test_what_is_read_is_checked_and_of_the_rest_that_it_is_there(cache):
+    flip_a_bit(chunk_file(cache, "hidden"), 20)
+    CacheReader(cache).load(SHARD, targets={"logits"})
+    with pytest.raises(CorruptError, match=r"hidden .* crc32c"):
+        CacheReader(cache).load(SHARD, targets={"hidden"})
+    reader = CacheReader(cache)
+    chunk_file(cache, "hidden").unlink()
+    with pytest.raises(CorruptError, match=r"hidden/c/0/0/0 is missing"):
+        reader.load(SHARD, targets={"logits"})
+
+
 def test_counts_are_the_sums_over_the_shards(caches):
     reader = CacheReader(caches("masked"))
     loaded = [reader.load(shard) for shard in reader.shards("train")]

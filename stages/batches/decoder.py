@@ -1,0 +1,104 @@
+"""What the targets of a batch mean, computed where the batch lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.batches.collate import Batch
+from stages.divergences import DrawnTargets, TopKTargets
+from stages.errors import ConfigError
+from stages.model_config import Objective
+from storage import CacheDescription, Layout, Split
+
+
+@dataclass(frozen=True)
+class TargetDecoder:
+    """Decodes the targets of a batch where it lies; the same values as storage's numpy codecs give."""
+
+    layout: Layout
+    temperatures: tuple[float, ...]
+    objective: Objective = "masked"
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The teacher's last cached hidden state, f4 (R, H)."""
+        hidden = batch["hidden"][:, -1]
+        if self.layout.hidden == "bfloat16":
+            return hidden.view(torch.bfloat16).float()
+        hidden = hidden.float()
+        if self.layout.hidden == "int8":
+            scale = batch["hidden_scale"][:, -1].float().repeat_interleave(self.layout.hidden_group, dim=-1)
+            hidden = hidden * scale[:, : hidden.shape[-1]]
+        return hidden
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The cached logits, f4 (R, k), descending along each row; places after a shorter row's last mean nothing."""
+        if self.layout.logits != "grid":
+            return batch["top_logits"].float()
+        steps = batch["top_gap"].cumsum(-1, dtype=torch.int32)
+        # In float64 as storage does: a step that is no power of two is rounded once.
+        step = float(np.float32(self.layout.grid_step))
+        return (batch["stat"][:, :1].double() - step * steps.double()).float()
+
+    def top_k(self, batch: Batch, temperature: float, *, renormalise: bool = False) -> TopKTargets:
+        """The cached ids (R, k) with their log-probabilities at a declared temperature.
+
+        Raises `ConfigError` for another one: its logsumexp over the whole vocabulary is not in the cache.
+        """
+        if temperature not in self.temperatures:
+            declared = ", ".join(map(str, self.temperatures))
+            raise ConfigError(
+                f"train.temperature is {temperature}; allowed: the temperatures that the cache declares ({declared})"
+            )
+        logsumexp = batch["stat"][:, 1 + 2 * self.temperatures.index(temperature), None]
+        # The largest logit is in `stat` unrounded: as float16 it would move more mass than a sure teacher leaves to the rest.
+        logits = torch.cat([batch["stat"][:, :1], self.logits(batch)[:, 1:]], -1)
+        log_p = logits / temperature - logsumexp
+        if "top_count" in batch:
+            places = torch.arange(log_p.shape[1], device=log_p.device)
+            log_p = log_p.masked_fill(places >= batch["top_count"][:, None], float("-inf"))
+        return TopKTargets(batch["top_ids"], log_p, renormalise)
+
+    def draws(self, batch: Batch, temperature: float) -> DrawnTargets:
+        """The cached draws (R, n).
+
+        Drawn from the full distribution they stand for it alone; drawn from the tail, for what the cached logits leave
+        out, and the logits come before them.
+
+        Raises `ConfigError` for another temperature than that of the distribution which they were drawn from.
+        """
+        if temperature != self.layout.draw_temperature:
+            raise ConfigError(
+                f"train.temperature is {temperature}; allowed: {self.layout.draw_temperature}, "
+                "the temperature that the cache's ids were drawn at (cache.draw_temperature)"
+            )
+        entropy = batch["stat"][:, 2 + 2 * self.temperatures.index(temperature)]
+        ids, shares = batch["draw_ids"], batch["draw_weight"].float() / self.layout.draws
+        if self.layout.draw_from == "tail":
+            head = self.top_k(batch, temperature)
+            p = head.log_probabilities.exp()
+            outside = (1.0 - p.sum(-1, keepdim=True)).clamp_min(0.0)
+            ids, shares = torch.cat([head.ids, ids], -1), torch.cat([p, outside * shares], -1)
+        return DrawnTargets(ids, shares, entropy)
+
+    def row_weights(self, batch: Batch) -> Tensor | None:
+        """How many positions each row stands for, f4 (R,); None where each stands for itself. For batches of `labelled_first`."""
+        if self.layout.positions != "sampled":
+            return None
+        rows = batch["row_index"]
+        weights = torch.full(rows.shape, 1.0 / self.layout.position_fraction, device=rows.device)
+        if self.objective == "masked":  # every masked token is cached
+            weights[: len(batch["labels"])] = 1.0
+        return weights
+
+    def positions(self, batch: Batch) -> int:
+        """How many positions the rows stand for: all tokens where some were sampled, else the rows themselves."""
+        return int(batch["attention_mask"].sum()) if self.layout.positions == "sampled" else batch["row_index"].numel()
+
+
+def decoder_for(description: CacheDescription, split: Split) -> TargetDecoder:
+    """The decoder of a split's targets."""
+    return TargetDecoder(description.splits[split].layout, description.temperatures, description.objective)
