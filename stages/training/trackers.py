@@ -80,7 +80,8 @@ def _mlflow(folder: Path, run: TrainingRun, first_step: int, parameters: dict[st
     del run, first_step, parameters  # the callback begins the run, with its name and arguments
     mlflow = importlib.import_module("mlflow")
     if not mlflow.is_tracking_uri_set():  # else MLFLOW_TRACKING_URI says where to
-        mlflow.set_tracking_uri(folder.as_uri())
+        folder.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")  # it takes no plain folder any more
     return [MLflowCallback()]  # type: ignore[no-untyped-call]
 
 
