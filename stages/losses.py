@@ -111,7 +111,7 @@ class _CosineLoss(torch.autograd.Function):
             # As torch.nn.functional.cosine_similarity: a row of zeros has a cosine of 0 with everything.
             norm = torch.linalg.vector_norm(student, dim=-1).clamp_min(_SMALLEST_NORM)
             norms = norm * torch.linalg.vector_norm(teacher, dim=-1).clamp_min(_SMALLEST_NORM)
-            cosine = torch.linalg.vecdot(student, teacher) / norms
+            cosine = row_dot(student, teacher) / norms
             weights = torch.ones_like(cosine) if row_weights is None else row_weights[part].to(wide)
             total += torch.dot(weights, 1.0 - cosine)
             if gradient is not None:
