@@ -291,14 +291,33 @@ def gather(
     return ShardArrays.concatenate([parts[number] for number in sorted(parts)])
 
 
-def split_batches(reader: CacheReader, split: Split, *, batch_size: int, wanted: Wanted) -> Iterator[Batch]:
-    """All sequences of a split in order, `batch_size` at a time (fewer at the end of a shard)."""
-    pad_id = reader.description.pad_id
+def split_batches(
+    reader: CacheReader,
+    split: Split,
+    *,
+    batch_size: int,
+    wanted: Wanted,
+    sequences: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """The first `sequences` of a split (None: all), `batch_size` at a time (fewer at the end of a shard), shard by shard.
+
+    Within a shard those of like length come together, so that little is padded. Of the batches this rank takes every
+    `world_size`-th.
+    """
+    pad_id, number = reader.description.pad_id, 0
+    left = reader.description.splits[split].sequences if sequences is None else sequences
     for shard in reader.shards(split):
+        if left <= 0:
+            return
         arrays = reader.load(shard)
-        for begin in range(0, len(arrays.sequence_ids), batch_size):
-            chosen = np.arange(begin, min(begin + batch_size, len(arrays.sequence_ids)))
-            yield to_batch(arrays.select(chosen), pad_id=pad_id, wanted=wanted)
+        by_length = np.argsort(np.diff(arrays.sequence_offsets.astype(np.int64))[:left], kind="stable")
+        left -= len(by_length)
+        for begin in range(0, len(by_length), batch_size):
+            if number % world_size == rank:
+                yield to_batch(arrays.select(by_length[begin : begin + batch_size]), pad_id=pad_id, wanted=wanted)
+            number += 1
 
 
 def decoder_for(description: CacheDescription, split: Split) -> TargetDecoder:

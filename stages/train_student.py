@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from contextlib import nullcontext
@@ -23,12 +22,13 @@ from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from stages.training.arguments import training_arguments
-from stages.training.checkpoints import checkpoint_step, latest_checkpoint, load_weights
+from stages.training.checkpoints import checkpoint_of, checkpoint_step, latest_checkpoint, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
-from stages.training.log import seconds_of
+from stages.training.log import seconds_of, steps_of
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
 from stages.training.trainer import DistillationTrainer
+from stages.training.validation import Log, Validation, is_due, judge, kept_step
 from storage import CacheReader, MismatchError, SharedBy, differing_fields
 from storage.locking import lock
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, context: Context) -> None:
-    """Write `models/student` with its model card, and `train.json`, `train.csv` and `provenance.json` in `runs`.
+    """Write `models/student` with its model card, and `train.json`, `train.csv`, `validation.csv` and `provenance.json` in `runs`.
 
     Checkpoints lie in `checkpoints/<run fingerprint>`.
 
@@ -57,21 +57,25 @@ def run(config: Config, context: Context) -> None:
 def _train_and_publish(
     config: Config, context: Context, reader: CacheReader, student: PreTrainedModel, run_: TrainingRun
 ) -> None:
-    folder = context.artefacts.checkpoints / run_.fingerprint[:16]
+    folder, rules = context.artefacts.checkpoints / run_.fingerprint[:16], config.train.validation
     checkpoint = latest_checkpoint(folder)
-    first_step = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    first_step, history = (0, []) if checkpoint is None else (checkpoint_step(checkpoint), log_of(checkpoint))
     if checkpoint is not None:
         context.progress.message(f"resuming from {checkpoint.name} of run {run_.fingerprint[:12]}")
     context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
+    trains = not _is_over(config, run_, history, first_step)
     provenance = provenance_of(config, context, reader, run_.fingerprint)
     if context.rank == 0:
-        provenance = record_provenance(folder, provenance, trains=first_step < run_.steps)
-    if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
-        load_weights(student, checkpoint)
-        history = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    else:
+        provenance = record_provenance(folder, provenance, trains=trains)
+    if trains:
         history = _train(config, context, reader, student, run_, folder, checkpoint)
+    elif checkpoint is not None:  # killed between the last checkpoint and the publication
+        load_weights(student, checkpoint)
     if context.rank == 0:
+        steps = steps_of(history)
+        kept = kept_step(rules, history) or steps
+        if kept != steps:
+            load_weights(student, checkpoint_of(folder, kept))
         publish(
             student,
             config,
@@ -80,12 +84,21 @@ def _train_and_publish(
             provenance=provenance,
             history=history,
             figures={
-                "steps": run_.steps,
-                "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
+                "steps": steps,
+                "kept_step": kept,
+                "epochs": round(steps / run_.plan.steps_per_epoch, 2),
                 "precision": run_.precision,
                 "seconds": round(seconds_of(history), 1),
             },
         )
+
+
+def _is_over(config: Config, run_: TrainingRun, history: Log, step: int) -> bool:
+    """Whether nothing of a run is left to be done after `step` steps."""
+    rules = config.train.validation
+    if is_due(rules, history, step, run_.steps):
+        return False
+    return step == run_.steps or judge(rules, history).is_over
 
 
 def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
@@ -199,21 +212,23 @@ def _train(
         memory_bytes=_memory_bytes(config),
         shared_by=_shared_by(context, run_),
     )
+    validation = Validation(train, reader, context)
+    arguments = training_arguments(config, context, run_, folder)
+    if checkpoint is not None:  # a validation that was interrupted is made up for
+        step = checkpoint_step(checkpoint)
+        arguments.eval_on_start = is_due(train.validation, log_of(checkpoint), step, run_.steps)
     trainer = DistillationTrainer(
-        distiller,
-        training_arguments(config, context, run_, folder),
-        batches,
-        folder,
-        callbacks=[ReportProgress(context)],
+        distiller, arguments, batches, folder, validation, callbacks=[ReportProgress(context), validation]
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.state.global_step < run_.steps:
+    history: list[dict[str, float]] = trainer.state.log_history
+    if not _is_over(config, run_, history, trainer.state.global_step):
         raise Interrupted(
             f"stopped as asked at step {trainer.state.global_step} of {run_.steps}; the checkpoint is in {folder}; "
             "run the same command again to resume"
         )
-    return trainer.state.log_history
+    return history
 
 
 def _shared_by(context: Context, run_: TrainingRun) -> SharedBy | None:

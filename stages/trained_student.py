@@ -17,12 +17,14 @@ from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.students import INPUTS
 from stages.training.distiller import PARTS
+from stages.training.validation import validations
 from storage import CacheReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COLUMNS = ("step", "loss", *PARTS, "learning_rate", "grad_norm")
+VALIDATION_COLUMNS = ("step", *LABELS)
 
 
 def publish(
@@ -35,7 +37,7 @@ def publish(
     history: list[dict[str, float]],
     figures: dict[str, Any],
 ) -> None:
-    """Write `models/student`, `runs/train.json`, `runs/train.csv` and `runs/provenance.json`.
+    """Write `models/student`, `runs/train.json`, `runs/train.csv`, `runs/validation.csv` and `runs/provenance.json`.
 
     `history` is the Trainer's log, `figures` what the run says of itself, `provenance` where it comes from. Raises
     `StageError` where the student's figures on the validation split are not finite; nothing is written then.
@@ -65,6 +67,9 @@ def publish(
         card.save(folder / "README.md")
         figures["weights"] = weights_digest(folder)[:DIGEST_SHOWN]
     write_csv(artefacts.runs / "train.csv", COLUMNS, steps)
+    # Without validations on the way the finished student's is the only one.
+    held_out = validations(history) or [{"step": figures["kept_step"], **validation}]
+    write_csv(artefacts.runs / "validation.csv", VALIDATION_COLUMNS, held_out)
     write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
     write_json(artefacts.runs / "provenance.json", provenance)
     parts = {"kd": "KD loss", "mlm": "MLM loss", "cos": "cosine loss"}
@@ -73,6 +78,7 @@ def publish(
         {
             "parameters": figures["parameters"],
             "steps": f"{figures['steps']:,}, {figures['epochs']:g} epochs, {figures['precision']}",
+            **({"weights of step": figures["kept_step"]} if figures["kept_step"] != figures["steps"] else {}),
             "loss at the end": last["loss"],
             **{f"{label} at the end": last[part] for part, label in parts.items()},
             **{

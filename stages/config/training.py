@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stages.config.base import require, require_seed
+from stages.config.base import joined, require, require_seed
+from stages.config.validation import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class TrainConfig:
     tail: Literal["rest", "renormalise", "draws"] = "rest"
     """What stands for the ids outside of `kd_source: top_k`. `rest`: one bucket on both sides. `draws`: ids drawn from
     the tail (`cache.draw_from: tail`), without bias. `renormalise`: nothing, for comparison; it pulls the student off."""
+    validation: ValidationConfig = joined(ValidationConfig())  # noqa: RUF009  it is frozen
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -40,14 +41,32 @@ def checkpoint_step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a step among those of a run. Raises `InputError` where it is not there."""
+    checkpoint = folder / f"checkpoint-{step}"
+    if not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint} is missing: the best weights of a run that is over; bring it back, or remove {folder} to train anew"
+        )
+    return checkpoint
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the highest step, or None. Drafts of a killed process do not count."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return max(found, key=checkpoint_step, default=None)
 
 
-def keep_latest(folder: Path, count: int) -> None:
-    """Remove all but the `count` checkpoints with the highest steps."""
+def log_of(checkpoint: Path) -> list[dict[str, float]]:
+    """What the run has logged up to a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    log: list[dict[str, float]] = state["log_history"]
+    return log
+
+
+def keep_latest(folder: Path, count: int, *, besides: int | None = None) -> None:
+    """Remove all but the `count` checkpoints with the highest steps, and the one of step `besides`."""
     found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step)
     for old in found[:-count]:
-        shutil.rmtree(old)
+        if checkpoint_step(old) != besides:
+            shutil.rmtree(old)

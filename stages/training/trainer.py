@@ -16,6 +16,7 @@ from stages.batches import Batch, PlannedBatches
 from stages.training.checkpoints import checkpoint_step, keep_latest, load_weights
 from stages.training.distiller import PARTS, Distiller
 from stages.training.log import seconds_of
+from stages.training.validation import PREFIX, Validation
 from storage.files import sync_tree
 
 
@@ -23,7 +24,13 @@ class DistillationTrainer(Trainer):
     """`transformers.Trainer` with the cache's batches, the distillation loss and checkpoints that are whole or absent."""
 
     def __init__(
-        self, distiller: Distiller, args: TrainingArguments, batches: PlannedBatches, folder: Path, **kwargs: Any
+        self,
+        distiller: Distiller,
+        args: TrainingArguments,
+        batches: PlannedBatches,
+        folder: Path,
+        validation: Validation,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model=distiller, args=args, train_dataset=batches, **kwargs)
         # The loss is normalised by the counts of the whole optimizer step; Trainer must not divide it again.
@@ -31,6 +38,7 @@ class DistillationTrainer(Trainer):
         self._distiller = distiller
         self._batches = batches
         self._folder = folder
+        self._validation = validation
         self._parts = torch.zeros(len(PARTS), device=args.device)
         self._parts_since = 0
         self._started = time.monotonic()
@@ -40,6 +48,21 @@ class DistillationTrainer(Trainer):
         """The plan's batches as they come: they are already made for this rank and start at the right step."""
         # Its own generator: a loader draws from torch's global one when it starts, which would shift dropout on a resume.
         return DataLoader(self._batches, batch_size=None, generator=torch.Generator())
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Batch], Any]:
+        """As Trainer's; nothing where a validation that was due before the first step has ended the training."""
+        if self.control.should_training_stop:
+            return [], None
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Held-out figures of the student as it is, in the log too; empty where a stop was asked for meanwhile."""
+        figures = self._validation.figures(self.accelerator.unwrap_model(self.model).student)
+        logged = {f"{PREFIX}{name}": value for name, value in figures.items()}
+        if logged:
+            self.log(dict(logged))  # it adds the epoch
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """Positions and labelled rows of one optimizer step, f4 (2,), over its micro-batches and all ranks."""
@@ -96,7 +119,7 @@ class DistillationTrainer(Trainer):
             sync_tree(draft)
             shutil.rmtree(final, ignore_errors=True)
             draft.rename(final)
-            keep_latest(final.parent, 2)
+            keep_latest(final.parent, 2, besides=self._validation.kept_step(self.state.log_history))
 
     def _get_output_dir(self, trial: Any) -> str:
         del trial
