@@ -187,34 +187,28 @@ def stop_and_go(project, *questions):
     return stops
 
 
-@pytest.mark.parametrize(
-    ("questions", "stopped_at"),
-    [
-        pytest.param([2], 2, id="after a batch of the first validation"),
-        pytest.param([3], 2, id="after its last batch"),
-        pytest.param([3, 0, 1], 2, id="again and again when it is made up for"),
-        pytest.param([4], 3, id="between two validations"),
-        pytest.param([14], 8, id="in the last validation"),
-    ],
-)
-def test_a_training_stopped_in_a_validation_makes_up_for_it_and_ends_as_if_it_had_not_been(
-    project, questions, stopped_at
-):
+def test_a_training_stopped_in_a_validation_makes_up_for_it_and_ends_as_if_it_had_not_been(project):
     made = project({**EVERY, "keep": "best", "patience": 4}, log_steps=1)
     made.run(train_student)
     expected = outcome(made)
     assert len(curve(made)) == 4
-    forget(made)
-    stops = stop_and_go(made, *questions)
-    assert all(f"at step {stopped_at} of 8; the checkpoint is in" in text for text in stops)
-    assert outcome(made) == expected
+    for questions, stopped_at in (
+        ([2], 2),  # after the first batch of the first validation
+        ([3, 0, 1], 2),  # after its last batch, and again and again when it is made up for
+        ([4], 3),  # between two validations
+        ([14], 8),  # in the last one
+    ):
+        forget(made)
+        stops = stop_and_go(made, *questions)
+        assert all(f"at step {stopped_at} of 8; the checkpoint is in" in text for text in stops), (questions, stops)
+        assert outcome(made) == expected, questions
 
 
 def test_a_killed_training_that_is_validated_resumes_to_the_outcome_of_an_uninterrupted_one(project):
-    made = project({**EVERY, "keep": "best", "patience": 30}, steps=40, checkpoint_steps=5)
+    made = project({**EVERY, "keep": "best", "patience": 30}, steps=20, checkpoint_steps=5)
     made.run(train_student)
     expected = outcome(made)
-    assert len(curve(made)) == 20
+    assert len(curve(made)) == 10
     forget(made)
     command = [sys.executable, "-m", "tests.stages.training.train_process", str(made.folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -269,23 +263,19 @@ def test_the_best_weights_become_the_student_and_stay_when_checkpoints_are_rotat
         made.run(train_student)
 
 
-@pytest.mark.parametrize("stops_after", [-1, 1], ids=["to the end", "stopped"])
-def test_processes_share_a_validation_and_stop_together(project, tmp_path, stops_after):
+def test_processes_share_a_validation_and_stop_together(project, tmp_path):
     made = project({"steps": 2}, micro_batch_size=1)
     module = [sys.executable, "-m", "tests.stages.training.validation_process", str(made.folder)]
-    settings = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
-
     processes = [
-        subprocess.Popen([*module, rank, "2", str(tmp_path / "rendezvous"), batches], **settings)
-        for rank, batches in (("0", "-1"), ("1", str(stops_after)))
+        subprocess.Popen(
+            [*module, rank, "2", str(tmp_path / "rendezvous")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
     ]
-    shared = [json.loads(process.communicate()[0]) for process in processes]
+    shared, stopped = zip(*(json.loads(process.communicate()[0]) for process in processes), strict=True)
     assert all(process.returncode == 0 for process in processes)
-    assert shared[0] == shared[1]
-    if stops_after < 0:
-        student = load_masked_lm(made.artefacts.student_init("half"))
-        alone = Validation(made.config.train, CacheReader(made.artefacts.cache), made.context).figures(student)
-        assert alone["positions"] > 0
-        assert shared[0] == pytest.approx(alone, abs=2e-5)
-    else:
-        assert shared[0] == {}
+    student = load_masked_lm(made.artefacts.student_init("half"))
+    alone = Validation(made.config.train, CacheReader(made.artefacts.cache), made.context).figures(student)
+    assert alone["positions"] > 0
+    assert shared[0] == shared[1] == pytest.approx(alone, abs=2e-5)
+    assert stopped == ({}, {})
