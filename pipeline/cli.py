@@ -170,8 +170,8 @@ def init_student(config: Config, context: Context, names: tuple[str, ...]) -> No
 def train_student(config: Config, context: Context) -> None:
     """Train the student from the cache alone.
 
-    Which one is train.student. Reads cache/current and models/student-init, writes models/student, runs/train.json and
-    runs/train.csv; keeps checkpoints/ to resume from.
+    Which one is train.student. Reads cache/current and models/student-init, writes models/student, runs/train.json,
+    runs/train.csv and runs/validation.csv; keeps checkpoints/ to resume from.
     """
     from stages import train_student as stage
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, split_batches
+from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, labelled_first, split_batches
 from stages.context import Context
-from stages.heads import Head, row_chunks
-from stages.losses import IGNORED
+from stages.heads import Head, filled, row_chunks
 from stages.models import encoder_hidden
 from storage import CacheReader, Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SUMS = (
+SUMS = (
     "rows",
     "masked",
     "kl",
@@ -31,9 +31,9 @@ _SUMS = (
     "teacher_correct",
     "cosine",
 )
+"""What `held_out_sums` adds up; the last one where hidden states of student and teacher have one size."""
 
 
-@torch.inference_mode()
 def held_out_figures(
     student: PreTrainedModel, reader: CacheReader, split: Split, *, batch_size: int, context: Context
 ) -> dict[str, float]:
@@ -44,63 +44,127 @@ def held_out_figures(
     `masked_accuracy` the share of correct ids on masked tokens; `hidden_cosine` the mean cosine of last hidden states,
     where both have one size.
     """
-    device = context.device
-    decoder, teacher_head = decoder_for(reader.description, split), Head.load(reader.folder).to(device)
-    sums = dict.fromkeys(_SUMS, 0.0)
     context.progress.begin(f"evaluate on {split}", reader.description.splits[split].sequences, "sequences")
-    for batch in split_batches(reader, split, batch_size=batch_size, wanted=Wanted(hidden=True, logits=False)):
+
+    def done(sequences: int) -> None:
+        context.progress.advance(sequences)
         context.stop_if_asked("nothing was written")
-        _add_batch(sums, {name: tensor.to(device) for name, tensor in batch.items()}, student, teacher_head, decoder)
-        context.progress.advance(len(batch["input_ids"]))
-    rows, masked = max(1.0, sums["rows"]), max(1.0, sums["masked"])
-    means = {
-        "mlm_loss": sums["mlm"] / masked,
-        "masked_accuracy": sums["correct"] / masked,
-        "kl_masked": sums["kl_masked"] / masked,
-        "kl_all": sums["kl"] / rows,
-        "agreement_masked": sums["agree_masked"] / masked,
-        "agreement_all": sums["agree"] / rows,
-        "teacher_mlm_loss": sums["teacher_mlm"] / masked,
-        "teacher_masked_accuracy": sums["teacher_correct"] / masked,
+
+    sums = held_out_sums(student, reader, split, batch_size=batch_size, device=context.device, done=done)
+    return means(sums.tolist())
+
+
+def means(sums: Sequence[float]) -> dict[str, float]:
+    """The figures of `held_out_figures` from sums."""
+    of = dict(zip(SUMS, sums, strict=False))
+    rows, masked = max(1.0, of["rows"]), max(1.0, of["masked"])
+    figures = {
+        "mlm_loss": of["mlm"] / masked,
+        "masked_accuracy": of["correct"] / masked,
+        "kl_masked": of["kl_masked"] / masked,
+        "kl_all": of["kl"] / rows,
+        "agreement_masked": of["agree_masked"] / masked,
+        "agreement_all": of["agree"] / rows,
+        "teacher_mlm_loss": of["teacher_mlm"] / masked,
+        "teacher_masked_accuracy": of["teacher_correct"] / masked,
     }
-    if Head.of(student).hidden_size == teacher_head.hidden_size:
-        means["hidden_cosine"] = sums["cosine"] / rows
-    return {name: round(value, 5) for name, value in means.items()} | {
+    if "cosine" in of:
+        figures["hidden_cosine"] = of["cosine"] / rows
+    return {name: round(value, 5) for name, value in figures.items()} | {
         "positions": int(rows),
         "masked_tokens": int(masked),
     }
 
 
-def _add_batch(
-    sums: dict[str, float], batch: Batch, student: PreTrainedModel, teacher_head: Head, decoder: TargetDecoder
-) -> None:
-    student_head = Head.of(student)
+@torch.no_grad()  # not inference_mode: what a model keeps of a forward pass must serve the training that goes on
+def held_out_sums(
+    student: PreTrainedModel,
+    reader: CacheReader,
+    split: Split,
+    *,
+    batch_size: int,
+    device: str,
+    done: Callable[[int], None],
+    sequences: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Tensor:
+    """The sums `SUMS` over positions, f8 (10 or 11,), of the split's first `sequences` (None: all), or this rank's share of them.
+
+    `done` is told how many sequences each batch had, and may raise to end it. The student is in evaluation mode meanwhile.
+    """
+    decoder, teacher_head = decoder_for(reader.description, split), Head.load(reader.folder).to(device)
+    names = SUMS if Head.of(student).hidden_size == teacher_head.hidden_size else SUMS[:-1]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    batches = split_batches(
+        reader,
+        split,
+        batch_size=batch_size,
+        wanted=Wanted(hidden=True, logits=False),
+        sequences=sequences,
+        rank=rank,
+        world_size=world_size,
+    )
+    was_training = student.training
+    student.train(False)
+    try:
+        for batch in batches:
+            on_device = {name: tensor.to(device) for name, tensor in labelled_first(batch).items()}
+            sums += _of_batch(on_device, student, teacher_head, decoder)
+            done(len(batch["input_ids"]))
+    finally:
+        student.train(was_training)
+    return sums
+
+
+def _of_batch(batch: Batch, student: PreTrainedModel, teacher_head: Head, decoder: TargetDecoder) -> Tensor:
+    """The sums of a batch whose labelled rows come first."""
+    student_head, labels = Head.of(student), batch["labels"]
     rows = encoder_hidden(student, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)[batch["row_index"]]
-    teacher_rows, labels = decoder.hidden(batch), batch["labels"]
+    teacher_rows, count, masked = decoder.hidden(batch), len(rows), len(labels)
+    ours, theirs = student_head.features(filled(rows)), teacher_head.features(filled(teacher_rows))
+    ids = F.pad(labels, (0, len(ours) - masked))[:, None]
+    compared = torch.cat(
+        [
+            _compare_(student_head.project(ours[part]), teacher_head.project(theirs[part]), ids[part])
+            for part in row_chunks(len(ours), student_head.vocabulary_size, at_least=_least_rows(ours.device))
+        ],
+        dim=1,
+    ).double()
+    of_all, of_masked = compared[:, :count].sum(1), compared[:, :masked].sum(1)
+    counts = torch.tensor([count, masked], dtype=torch.float64, device=rows.device)
+    sums = [counts, of_all[:1], of_masked[:1], of_all[1:2], of_masked[1:]]
     if rows.shape == teacher_rows.shape:
-        sums["cosine"] += float(F.cosine_similarity(rows, teacher_rows, dim=-1).sum())
-    for part in row_chunks(len(rows), student_head.vocabulary_size):
-        _add_rows(sums, student_head.logits(rows[part]), teacher_head.logits(teacher_rows[part]), labels[part])
+        sums.append(F.cosine_similarity(rows, teacher_rows, dim=-1).sum(0, keepdim=True, dtype=torch.float64))
+    return torch.cat(sums)
 
 
-def _add_rows(sums: dict[str, float], student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> None:
-    log_q, log_p = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    student_best, teacher_best = log_q.argmax(-1), log_p.argmax(-1)
-    agree = student_best == teacher_best
-    masked = labels != IGNORED
-    target = labels.clamp_min(0)[:, None]
-    added = {
-        "rows": torch.ones_like(kl),
-        "masked": masked,
-        "kl": kl,
-        "kl_masked": kl * masked,
-        "agree": agree,
-        "agree_masked": agree & masked,
-        "mlm": -log_q.gather(1, target)[:, 0] * masked,
-        "correct": (student_best == labels) & masked,
-        "teacher_mlm": -log_p.gather(1, target)[:, 0] * masked,
-        "teacher_correct": (teacher_best == labels) & masked,
-    }
-    for name, values in added.items():
-        sums[name] += float(values.sum(dtype=torch.float64))
+def _least_rows(device: torch.device) -> int:
+    """Of logits at a time: a CPU keeps few of them in its caches, a GPU wants much to do at once."""
+    return 64 if device.type == "cpu" else 2048
+
+
+def _compare_(student: Tensor, teacher: Tensor, ids: Tensor) -> Tensor:
+    """KL, agreement, and loss and hit at `ids` (n, 1) of the student and of the teacher, f4 (6, n).
+
+    `student` and `teacher` are logits (n, V), and are used up.
+    """
+    student.sub_(student.amax(-1, keepdim=True))
+    best = teacher.argmax(-1, keepdim=True)
+    teacher.sub_(teacher.gather(1, best))
+    at_best, at_id, teacher_at_id = student.gather(1, best), student.gather(1, ids), teacher.gather(1, ids)
+    p = teacher.exp()
+    # From the difference: the KL is small where both are large.
+    difference = torch.linalg.vecdot(p, teacher.sub_(student))
+    p_total, q_total = p.sum(-1), student.exp_().sum(-1)
+    log_p_total, log_q_total = p_total.log(), q_total.log()
+    return torch.stack(
+        [
+            difference / p_total - log_p_total + log_q_total,
+            (at_best[:, 0] == 0).float(),
+            log_q_total - at_id[:, 0],
+            (at_id[:, 0] == 0).float(),
+            log_p_total - teacher_at_id[:, 0],
+            (teacher_at_id[:, 0] == 0).float(),
+        ]
+    )

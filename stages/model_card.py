@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.config import Config, CorpusConfig, TeacherConfig
+from stages.figures import LABELS
 from stages.students import layer_map
 from storage import CacheReader
 
@@ -73,6 +74,7 @@ def model_card(
         hidden_size=student.hidden_size or description.hidden_size,
         blocks=copied,
         loss=_loss(config),
+        judged_by=LABELS[config.train.validation.metric],
     )
     return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{body}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from contextlib import nullcontext
@@ -25,15 +24,16 @@ from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from stages.training.arguments import training_arguments
-from stages.training.checkpoints import Checkpoint, Checkpoints, load_weights
+from stages.training.checkpoints import Checkpoint, Checkpoints, checkpoint_of, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
-from stages.training.log import data_wait_of, seconds_of
+from stages.training.log import data_wait_of, seconds_of, steps_of
 from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
 from stages.training.sharded import ShardedTrainer
 from stages.training.trackers import open_trackers, require_trackers
 from stages.training.trainer import DistillationTrainer
+from stages.training.validation import Log, Validation, is_due, judge, kept_step
 from storage import CacheReader, MismatchError, SharedBy, differing_fields
 from storage.locking import lock
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, context: Context) -> None:
-    """Write `models/student` with its model card, and `train.json`, `train.csv` and `provenance.json` in `runs`.
+    """Write `models/student` with its model card, and `train.json`, `train.csv`, `validation.csv` and `provenance.json` in `runs`.
 
     Checkpoints lie in `checkpoints/<run fingerprint>`.
 
@@ -54,6 +54,12 @@ def run(config: Config, context: Context) -> None:
         "machine.fsdp",
         True,
         "false in one process (torchrun starts several)",
+    )
+    require(
+        not config.machine.fsdp or config.train.validation.steps is None,
+        "train.validation.steps",
+        config.train.validation.steps,
+        "null, as machine.fsdp is true: a student that is spread over processes is not validated on the way",
     )
     with joined(context) as processes:
         reader = _fitting_cache(config, context)
@@ -74,25 +80,29 @@ def _train_and_publish(
     run_: TrainingRun,
     processes: Processes,
 ) -> None:
-    folder = context.artefacts.checkpoints / run_.fingerprint[:16]
+    folder, rules = context.artefacts.checkpoints / run_.fingerprint[:16], config.train.validation
     checkpoints = Checkpoints(folder=folder, run=run_.fingerprint, cache=reader.root_digest, fsdp=config.machine.fsdp)
     checkpoint = processes.of_first(lambda: checkpoints.newest(context.progress.message))
-    first_step = 0 if checkpoint is None else checkpoint.step
+    first_step, history = (0, []) if checkpoint is None else (checkpoint.step, log_of(checkpoint.folder))
     if checkpoint is not None:
         context.progress.message(f"resuming from {checkpoint.folder.name} of run {run_.fingerprint[:12]}")
     context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
+    trains = not _is_over(config, run_, history, first_step)
     provenance = provenance_of(config, context, reader, run_.fingerprint)
     if context.rank == 0:
-        provenance = record_provenance(folder, provenance, trains=first_step < run_.steps)
-    if checkpoint is not None and first_step == run_.steps:  # killed between the last checkpoint and the publication
-        load_weights(student, checkpoint.folder)
-        history = json.loads((checkpoint.folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    else:
+        provenance = record_provenance(folder, provenance, trains=trains)
+    if trains:
         history = _train(config, context, reader, student, run_, checkpoints, checkpoint, processes)
         if config.machine.fsdp:  # no process holds the whole of it
             student = _initial_student(config, context)
-            load_weights(student, folder / f"checkpoint-{run_.steps}")
+            load_weights(student, checkpoint_of(folder, steps_of(history)))
+    elif checkpoint is not None:  # killed between the last checkpoint and the publication
+        load_weights(student, checkpoint.folder)
     if context.rank == 0:
+        steps = steps_of(history)
+        kept = kept_step(rules, history) or steps
+        if kept != steps:
+            load_weights(student, checkpoint_of(folder, kept))
         publish(
             student,
             config,
@@ -101,14 +111,23 @@ def _train_and_publish(
             provenance=provenance,
             history=history,
             figures={
-                "steps": run_.steps,
-                "epochs": round(run_.steps / run_.plan.steps_per_epoch, 2),
+                "steps": steps,
+                "kept_step": kept,
+                "epochs": round(steps / run_.plan.steps_per_epoch, 2),
                 "precision": run_.precision,
                 "seconds": round(seconds_of(history), 1),
                 "data_wait": round(data_wait_of(history), 4),
             },
         )
     processes.wait()
+
+
+def _is_over(config: Config, run_: TrainingRun, history: Log, step: int) -> bool:
+    """Whether nothing of a run is left to be done after `step` steps."""
+    rules = config.train.validation
+    if is_due(rules, history, step, run_.steps):
+        return False
+    return step == run_.steps or judge(rules, history).is_over
 
 
 def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
@@ -224,20 +243,30 @@ def _train(
         shared_by=_shared_by(context, run_),
         pin_memory=context.device != "cpu",
     )
+    validation = Validation(train, reader, context, processes)
+    arguments = training_arguments(config, context, run_, checkpoints.folder)
+    if checkpoint is not None:  # a validation that was interrupted is made up for
+        arguments.eval_on_start = is_due(train.validation, log_of(checkpoint.folder), checkpoint.step, run_.steps)
     trainer = (ShardedTrainer if config.machine.fsdp else DistillationTrainer)(
         distiller,
-        training_arguments(config, context, run_, checkpoints.folder),
+        arguments,
         batches,
+        validation,
         checkpoints=checkpoints,
         resumed=checkpoint,
         processes=processes,
-        callbacks=[ReportProgress(context, processes), *open_trackers(config, context, run_, first_step)],
+        callbacks=[
+            ReportProgress(context, processes),
+            validation,
+            *open_trackers(config, context, run_, first_step),
+        ],
     )
     if processes.size > 1:
         torch.set_num_threads(context.threads)  # accelerate has set what it thinks is this one's share of the cores
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.folder))
-    if trainer.state.global_step < run_.steps:
+    history: list[dict[str, float]] = trainer.state.log_history
+    if not _is_over(config, run_, history, trainer.state.global_step):
         processes.wait()
         raise processes.same(
             Interrupted(
@@ -245,7 +274,7 @@ def _train(
                 "run the same command again to resume"
             )
         )
-    return trainer.state.log_history
+    return history
 
 
 def _shared_by(context: Context, run_: TrainingRun) -> SharedBy | None:

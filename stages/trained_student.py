@@ -17,6 +17,7 @@ from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.students import INPUTS
 from stages.training.distiller import PARTS
+from stages.training.validation import validations
 from storage import CacheReader
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _ALWAYS = ("kd", "mlm", "cos")
 """Columns that are there whatever the weights: dvc.yaml names them."""
 _IN_WORDS = {"kd": "KD loss", "mlm": "MLM loss", "clm": "CLM loss", "cos": "cosine loss", "mse": "MSE of the logits"}
+VALIDATION_COLUMNS = ("step", *LABELS)
 
 
 def publish(
@@ -37,7 +39,7 @@ def publish(
     history: list[dict[str, float]],
     figures: dict[str, Any],
 ) -> None:
-    """Write `models/student`, `runs/train.json`, `runs/train.csv` and `runs/provenance.json`.
+    """Write `models/student`, `runs/train.json`, `runs/train.csv`, `runs/validation.csv` and `runs/provenance.json`.
 
     `history` is the Trainer's log, `figures` what the run says of itself, `provenance` where it comes from. Raises
     `StageError` where the student's figures on the validation split are not finite; nothing is written then.
@@ -69,6 +71,9 @@ def publish(
         figures["weights"] = weights_digest(folder)[:DIGEST_SHOWN]
     columns = [part for part in PARTS if part in (*_ALWAYS, *parts)]
     write_csv(artefacts.runs / "train.csv", ("step", "loss", *columns, "learning_rate", "grad_norm"), steps)
+    # Without validations on the way the finished student's is the only one.
+    held_out = validations(history) or [{"step": figures["kept_step"], **validation}]
+    write_csv(artefacts.runs / "validation.csv", VALIDATION_COLUMNS, held_out)
     write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
     write_json(artefacts.runs / "provenance.json", provenance)
     context.progress.summary(
@@ -76,6 +81,7 @@ def publish(
         {
             "parameters": figures["parameters"],
             "steps": f"{figures['steps']:,}, {figures['epochs']:g} epochs, {figures['precision']}",
+            **({"weights of step": figures["kept_step"]} if figures["kept_step"] != figures["steps"] else {}),
             "loss at the end": last["loss"],
             **{f"{_IN_WORDS[part]} at the end": last[part] for part in parts},
             **{

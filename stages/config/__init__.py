@@ -21,6 +21,7 @@ from stages.config.corpus import (
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.targets import check_objective, check_targets, check_teacher_layers
 from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
+from stages.config.validation import ValidationConfig
 from stages.errors import ConfigError
 from storage import Layout
 
@@ -49,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "TrainTeacherConfig",
     "TrainTokenizerConfig",
+    "ValidationConfig",
     "cache_spec",
     "check_cosine_width",
     "check_teacher_layers",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from stages.config.base import joined, require, require_seed
+from stages.config.validation import ValidationConfig
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 """Where a training can report to, by the name of its Python package."""
@@ -89,6 +90,7 @@ class TrainConfig:
     """Compute the inside of each block again in the backward pass and do not keep it: less memory, a third more time."""
     compile: bool = joined(False)
     """torch.compile for the student's encoder: minutes at the start, then faster on a GPU."""
+    validation: ValidationConfig = joined(ValidationConfig())  # noqa: RUF009  it is frozen
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):

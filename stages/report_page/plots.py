@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from stages.config import TrainConfig
+from stages.figures import LABELS
 from stages.report_page.closeness import Run
 from stages.report_page.drawing import FIRST, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
 from stages.report_page.run_files import Curves, Histogram, RunFiles
-from stages.report_page.units import NO_BREAK, number, percent
+from stages.report_page.units import NO_BREAK, number, percent, plural
 
 _LOG_RANGE = 5
 """A largest value this many times the smallest is drawn on a logarithmic axis."""
+_CURVE = 2
+"""Points that make one: the figures of the finished student alone are in the tables."""
 
 
 def comparison_plots(runs: Sequence[Run], folder: Path) -> list[Plot]:
@@ -77,10 +80,41 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
         plot
         for column, title, unit, caption in [*panels, *_parts(run.config.train)]
         for plot in _curve(
-            run.training_curves, column, folder, name=f"student-{column}", title=title, unit=unit, caption=caption
+            run.training_curves,
+            column,
+            folder,
+            name=f"student-{column}",
+            title=title,
+            unit=unit,
+            caption=caption,
+            held_out=_points(run.validation_curves, "mlm_loss") if column == "mlm" else [],
         )
     ]
-    return [*curves, *_learning_rate(run.training_curves, run.config.train, folder)]
+    held_out = validation_plots(run, folder)
+    return [*curves, *held_out, *_learning_rate(run.training_curves, run.config.train, folder)]
+
+
+def validation_plots(run: RunFiles, folder: Path) -> list[Plot]:
+    """KL to the teacher on the validation split, over steps; none where only the finished student was validated."""
+    if len(_points(run.validation_curves, "kl_masked")) < _CURVE:
+        return []
+    rules = run.config.train.validation
+    measured = "on all of it" if rules.sequences is None else f"on its first {plural(rules.sequences, 'sequence')}"
+    caption = f"Masked tokens of the validation split, measured {measured}; no text of it is trained on."
+    if rules.keep == "best":
+        kept = f"{run.training.number('kept_step'):,.0f}"
+        caption += f" The student has the weights of step {kept}, the best by {LABELS[rules.metric]}."
+    return list(
+        _curve(
+            run.validation_curves,
+            "kl_masked",
+            folder,
+            name="student-validation-kl",
+            title="Student: KL to the teacher, held out",
+            unit="nats, at T = 1",
+            caption=caption,
+        )
+    )
 
 
 def _formula(train: TrainConfig) -> str:
@@ -152,20 +186,42 @@ def teacher_plots(run: RunFiles, folder: Path) -> list[Plot]:
     )
 
 
+Points = list[tuple[float, float]]
+"""Steps and values."""
+
+
+def _points(curves: Curves, column: str) -> Points:
+    return [(step, value) for step, value in zip(curves["step"], curves[column], strict=True) if math.isfinite(value)]
+
+
 def _curve(
-    curves: Curves, column: str, folder: Path, *, name: str, title: str, unit: str, caption: str
+    curves: Curves,
+    column: str,
+    folder: Path,
+    *,
+    name: str,
+    title: str,
+    unit: str,
+    caption: str,
+    held_out: Sequence[tuple[float, float]] = (),
 ) -> Iterator[Plot]:
-    points = [(step, value) for step, value in zip(curves["step"], curves[column], strict=True) if math.isfinite(value)]
+    """A column over steps, and beside it, dashed, the same on held-out text where there is more than one value."""
+    points = _points(curves, column)
     if not points:
         return
     steps, values = zip(*points, strict=True)
-    log = min(values) > 0 and max(values) > _LOG_RANGE * min(values)
+    beside = held_out if len(held_out) >= _CURVE else ()
+    everything = [*values, *(value for _, value in beside)]
+    log = min(everything) > 0 and max(everything) > _LOG_RANGE * min(everything)
     with style():
         figure, panel = axes(title, "optimizer step", f"{unit}, logarithmic" if log else unit)
         panel.plot(steps, values, color=FIRST, marker="o" if len(values) == 1 else None)
+        if beside:
+            panel.plot(*zip(*beside, strict=True), color=SECOND, linestyle=(0, (3, 1)))
+            caption += " Dashed: the same on the validation split."
         panel.set_xlim(0, 1.02 * max(steps))
         if log:
-            logarithmic(panel, "y", values)
+            logarithmic(panel, "y", everything)
         panel.plot(steps[-1], values[-1], "o", color=FIRST, markersize=4, clip_on=False)
         panel.annotate(
             number(values[-1], 3), (steps[-1], values[-1]), xytext=(0, 7), textcoords="offset points", ha="right"

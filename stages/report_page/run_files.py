@@ -109,6 +109,7 @@ class RunFiles:
     """The parameters of the run, as its provenance has them."""
     training: Record
     training_curves: Curves
+    validation_curves: Curves
     evaluation: Record
     comparison: Record | None
 
@@ -147,6 +148,9 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         training=training,
         training_curves=_read_curves(
             runs / "train.csv", train, ("step", "loss", *config.train.weights.used, "learning_rate", "grad_norm")
+        ),
+        validation_curves=_read_curves(
+            runs / "validation.csv", train, ("step", "kl_masked", "agreement_masked", "mlm_loss")
         ),
         evaluation=evaluation,
         comparison=_read_json(comparison, "pipeline compare") if comparison.is_file() else None,

@@ -177,3 +177,20 @@ def load_weights(student: PreTrainedModel, folder: Path) -> None:
 def checkpoint_step(folder: Path) -> int:
     """Optimizer steps done at `checkpoint-N`."""
     return int(folder.name.rpartition("-")[2])
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The checkpoint of a step among those of a run. Raises `InputError` where it is not there."""
+    checkpoint = folder / f"checkpoint-{step}"
+    if not checkpoint.is_dir():
+        raise InputError(
+            f"{checkpoint} is missing: the best weights of a run that is over; bring it back, or remove {folder} to train anew"
+        )
+    return checkpoint
+
+
+def log_of(checkpoint: Path) -> list[dict[str, float]]:
+    """What the run has logged up to a checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    log: list[dict[str, float]] = state["log_history"]
+    return log

@@ -35,3 +35,8 @@ def data_wait_of(history: list[dict[str, float]]) -> float:
             waited += entry["data_wait"] * (entry["seconds"] - before)
             before = entry["seconds"]
     return waited / max(before, 1e-9)
+
+
+def steps_of(history: list[dict[str, float]]) -> int:
+    """The optimizer steps that were done."""
+    return int(history[-1]["step"])

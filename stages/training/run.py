@@ -56,6 +56,8 @@ def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingR
     settings = to_plain(train)
     for name in ("checkpoint_steps", "log_steps", "gradient_checkpointing"):
         settings.pop(name, None)
+    if not train.validation.chooses:  # looking at a run does not make it another one
+        settings.pop("validation", None)
     if train.tail == "rest":  # runs from before there was a choice are the same runs
         settings.pop("tail")
     identity = {

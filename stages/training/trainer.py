@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from stages.training.checkpoints import Checkpoint, Checkpoints, LogState, load_
 from stages.training.distiller import Distiller
 from stages.training.log import LOSSES, refuse_not_finite
 from stages.training.processes import Processes
+from stages.training.validation import PREFIX, Validation
 from storage import CacheError
 from storage.files import discard
 
@@ -35,6 +36,7 @@ class DistillationTrainer(Trainer):
         distiller: Distiller,
         args: TrainingArguments,
         batches: PlannedBatches,
+        validation: Validation,
         *,
         checkpoints: Checkpoints,
         resumed: Checkpoint | None,
@@ -46,6 +48,7 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._distiller, self._batches = distiller, batches
         self._checkpoints, self._resumed, self._processes = checkpoints, resumed, processes
+        self._validation = validation
         self._saved_step = 0 if resumed is None else resumed.step
         self._sums = torch.zeros(len(LOSSES), device=args.device)
         """Of the loss and its parts since the last line of the log."""
@@ -69,8 +72,11 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Batch], Tensor]:
         """The micro-batches of one optimizer step, and its positions and labelled rows over all processes, f4 (2,).
 
-        Where a process has no batch, because a shard is damaged say, all save what they have done, and end.
+        Where a process has no batch, because a shard is damaged say, all save what they have done, and end. There are none where a
+        validation that was due before the first step has ended the training.
         """
+        if self.control.should_training_stop:
+            return [], torch.zeros(2)
         batches: list[Batch] = []
         error: Exception | None = None
         started = time.monotonic()
@@ -88,6 +94,18 @@ class DistillationTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Held-out figures of the student as it is, in the log too; empty where a stop was asked for meanwhile."""
+        try:
+            figures = self._validation.figures(self._distiller.student)
+        except (CacheError, StageError, OSError) as error:
+            self._save_and_end(error)
+        logged = {f"{PREFIX}{name}": value for name, value in figures.items()}
+        if logged:
+            self.log(dict(logged))  # it adds the epoch
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
 
     def compute_loss(
         self,
@@ -160,11 +178,11 @@ class DistillationTrainer(Trainer):
                 processes=self._processes.size,
                 log=log,
             )
-            self._checkpoints.publish(checkpoint, best_step=self.state.best_global_step)
+            self._checkpoints.publish(checkpoint, best_step=self._validation.kept_step(self.state.log_history))
         self._processes.wait()  # one that ends before would have torchrun end the first one, too
         self._saved_step = step
 
-    def _save_and_end(self, error: Exception | None) -> None:
+    def _save_and_end(self, error: Exception | None) -> Never:
         """End with this process's error, or with that of another; what is done is saved, where that is possible."""
         if self.state.global_step > self._saved_step:
             with suppress(OSError):  # then there is the checkpoint before this one

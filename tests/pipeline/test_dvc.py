@@ -46,6 +46,7 @@ def test_metrics_plots_and_parameters_are_known_to_dvc(repository):
         assert name in shown
     plots = repository.dvc("plots", "show", "--json").stdout
     assert "runs/train.csv" in plots
+    assert "runs/validation.csv" in plots
     assert "report/plots/student-loss.png" in plots
 
 

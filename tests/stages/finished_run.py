@@ -149,6 +149,7 @@ def _json_files(overrides: dict[str, Any]) -> dict[str, Any]:
             "student": "half",
             "parameters": 2715392,
             "steps": 500,
+            "kept_step": 500,
             "epochs": 1.67,
             "precision": "float32",
             "last": {"loss": 8.1, "kd": 0.04, "mlm": 3.6, "cos": 0.06},
@@ -181,6 +182,11 @@ def _csv_files() -> dict[str, list[dict[str, Any]]]:
         }
         for step in steps
     ]
+    held_out = [
+        {"step": step, "kl_masked": 4 / step, "kl_all": 2 / step, "agreement_masked": 0.7, "agreement_all": 0.9}
+        | {"mlm_loss": 3 + 12 / step, "masked_accuracy": 0.3, "hidden_cosine": 0.9}
+        for step in (20, 40, 50)
+    ]
     bins = {
         (figure, temperature, positions): [0.1, 0.2, 0.7] if positions == "masked" else [0.6, 0.3, 0.1]
         for figure in ("entropy", "retained_mass")
@@ -189,6 +195,7 @@ def _csv_files() -> dict[str, list[dict[str, Any]]]:
     }
     return {
         "runs/train.csv": student,
+        "runs/validation.csv": held_out,
         "runs/teacher.csv": [{"step": step, "loss": 7 - step / 20, "learning_rate": 0.002} for step in steps],
         "cache/distributions.csv": [
             {"figure": f, "temperature": t, "positions": p, "low": i / 3, "high": (i + 1) / 3, "share": share}

@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,12 +14,17 @@ import pytest
 from safetensors.torch import load_file
 
 from stages import cache_teacher, evaluate, init_student, train_student
+from stages.batch_plan import RESIDENT_SHARDS
 from stages.cache_location import open_cache
 from stages.context import Artefacts, Context, Silent
 from stages.errors import InputError
-from storage import CacheError, CacheReader, MismatchError
+from stages.training.run import batch_plan
+from storage import CacheError, CacheReader, MismatchError, ShardId, decoded_bytes
+from storage.errors import RemoteError
 from storage.remote import pull, push
+from tests.storage.fault_proxy import Fault
 from tests.storage.remote_roots import opened
+from tests.tiny import ROOT
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ class Watch(Silent):
         self.folder, self.most = folder, 0
 
     def advance(self, _amount=1, **_figures):
-        self.most = max(self.most, *(bytes_below(shards) for shards in self.folder.glob("*/shards")))
+        self.most = max([self.most, *(bytes_below(shards) for shards in self.folder.glob("*/shards"))])
 
 
 def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in_the_room_that_is_allowed(project, s3):
@@ -85,6 +94,80 @@ def test_a_student_trained_from_a_root_is_that_of_the_local_cache_bit_for_bit_in
     assert all(found[name].equal(weights[name]) for name in weights)
     assert 0 < watch.most <= limit
     assert not project.artefacts.cache.exists()
+
+
+def small_room(project, **train):
+    """Parameters with room for three shards on disk and for one window of the plan in memory; the bytes allowed on disk."""
+    reader = CacheReader(project.artefacts.cache)
+    limit = 3 * max(bytes_below(project.artefacts.cache / f"shards/{s}.zarr") for s in reader.description.shard_ids())
+    shards = reader.shards("train")
+    assert len(shards) > RESIDENT_SHARDS
+    machine = {
+        "local_shards_gb": limit / 2**30,
+        "shard_memory_gb": (RESIDENT_SHARDS + 0.5) * decoded_bytes(reader, shards) / 2**30,
+    }
+    project.set(machine=machine, train={"validation": {"steps": 4}, "log_steps": 1, **train})
+    return limit
+
+
+def texts_and_weights(project):
+    """The curves and the weights of a training."""
+    texts = [(project.artefacts.runs / name).read_text() for name in ("train.csv", "validation.csv")]
+    return texts, {n: x.tolist() for n, x in load_file(project.artefacts.student / "model.safetensors").items()}
+
+
+def test_a_training_from_a_root_that_is_killed_resumes_within_its_room_to_the_student_of_the_local_cache(project, s3):
+    url, _ = s3
+    limit = small_room(project, steps=14, checkpoint_steps=2)
+    project.run(train_student)
+    expected = texts_and_weights(project)
+    push_to(url, project)
+    forget(project, project.artefacts.cache, project.artefacts.teacher, project.artefacts.tokens)
+    command = [sys.executable, "-m", "tests.stages.training.train_process", str(project.folder), url]
+    watch = Watch(project.artefacts.local_shards)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(project.artefacts.checkpoints.glob("*/checkpoint-4")):
+            watch.advance()
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not project.artefacts.student.exists()
+    project.run(train_student, context=at_root(project, url, watch))
+    assert texts_and_weights(project) == expected
+    assert 0 < watch.most <= limit
+    assert not project.artefacts.cache.exists()
+
+
+def test_a_root_that_stays_away_in_the_middle_ends_the_training_with_the_shards_name_and_a_checkpoint(project, s3):
+    url, proxy = s3
+    small_room(project, steps=14, checkpoint_steps=2)
+    project.run(train_student)
+    expected = texts_and_weights(project)
+    plan = batch_plan(project.config, CacheReader(project.artefacts.cache))
+    first, second = (numbers for _, _, numbers in plan.windows(0, plan.steps_per_epoch))
+    survived, missed = (ShardId("train", 0, numbers[-1]) for numbers in (first, second))
+    push_to(url, project)
+    forget(project, project.artefacts.cache)
+    proxy.reset()
+    proxy.faults.append(Fault("drop", "GET", f"{survived}.zarr/hidden/"))
+    proxy.faults.append(Fault("500", "GET", f"{missed}.zarr/hidden/", times=1000))
+    with pytest.raises(RemoteError, match=rf"{url}/.*/{missed}.zarr/hidden/.* failed 4 times"):
+        project.run(train_student, context=at_root(project, url))
+    assert proxy.asked("GET", f"{survived}.zarr/hidden/") > 1
+    assert list(project.artefacts.checkpoints.glob("*/checkpoint-*/run.json"))
+    proxy.reset()
+    project.run(train_student, context=at_root(project, url))
+    assert texts_and_weights(project) == expected
+
+
+def test_a_student_trained_from_a_pulled_cache_is_that_of_the_cache_that_was_pushed(project, memory):
+    project.run(train_student)
+    expected = texts_and_weights(project)
+    done = push_to(memory, project)
+    forget(project, project.artefacts.cache, project.artefacts.teacher, project.artefacts.tokens)
+    pull(opened(memory), done.fingerprint, project.artefacts.cache, project.artefacts.cache_work)
+    project.run(train_student)
+    assert texts_and_weights(project) == expected
 
 
 def test_random_initial_weights_take_the_teachers_shape_from_a_root(project, memory):

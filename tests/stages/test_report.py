@@ -211,6 +211,25 @@ def test_every_plot_is_a_png_and_an_svg_file_too(compared):
     assert (compared.folder / "plots" / "student-loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_held_out_curve_is_drawn_and_says_which_weights_were_kept(tmp_path):
+    rules = {"steps": 20, "sequences": 64, "keep": "best", "metric": "mlm_loss"}
+    artefacts = write_finished_run(tmp_path / "project", train={"validation": rules})
+    change(artefacts.runs / "train.json", kept_step=40)
+    page = make_report(artefacts)
+    assert "student-validation-kl" in page.ids
+    assert "measured on its first 64 sequences" in page.text
+    assert "The student has the weights of step 40, the best by MLM loss." in page.text
+    assert "Dashed: the same on the validation split." in page.text
+
+
+def test_one_validation_is_no_curve(finished):
+    file = finished.runs / "validation.csv"
+    file.write_text("\n".join(file.read_text(encoding="utf-8").splitlines()[:2]) + "\n", encoding="utf-8")
+    page = make_report(finished)
+    assert "student-validation-kl" not in page.ids
+    assert "Dashed" not in page.text
+
+
 def test_the_same_run_gives_the_same_bytes(finished):
     write_json(finished.comparison, comparison())
 
@@ -236,6 +255,7 @@ def test_the_same_run_gives_the_same_bytes(finished):
         ("runs/provenance.json", "pipeline train-student"),
         ("runs/train.json", "pipeline train-student"),
         ("runs/train.csv", "pipeline train-student"),
+        ("runs/validation.csv", "pipeline train-student"),
         ("runs/evaluation.json", "pipeline evaluate"),
     ],
 )

@@ -18,6 +18,7 @@ FIGURES = {
     "student-loss",
     "student-kd",
     "student-mlm",
+    "student-validation-kl",
     "student-cos",
     "student-learning-rate",
     "teacher-loss",
