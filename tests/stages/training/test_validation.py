@@ -66,7 +66,7 @@ def weights(project):
 def figures(project):
     """The content of train.json, without how long it took."""
     content = json.loads((project.artefacts.runs / "train.json").read_text())
-    del content["seconds"]
+    del content["seconds"], content["data_wait"]
     return content
 
 
