@@ -40,9 +40,8 @@ class DenseTargets:
     logits: Tensor
 
     def of_rows(self, rows: slice, buffer: Callable[[], Tensor] | None = None) -> DenseTargets:
-        """As `Targets.of_rows`."""
-        del buffer
-        return DenseTargets(self.logits[rows])
+        """As `Targets.of_rows`; a copy where a buffer is offered, as what `divergence_` uses up."""
+        return DenseTargets(self.logits[rows] if buffer is None else self.logits[rows].clone())
 
     def divergence_(self, scaled: Tensor, weights: Tensor, temperature: float) -> Tensor:
         """As `Targets.divergence_`: KL = sum p (log p - log q), with gradient q - p. The logits are used up."""

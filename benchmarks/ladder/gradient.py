@@ -20,14 +20,12 @@ from ladder.stored import Stored
 from ladder.teacher import Said, Teacher, in_float16
 from ladder.truncated import Truncated
 from stages.batches import TargetDecoder, Wanted, to_batch
-from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets
+from stages.divergences import DenseTargets, DrawnTargets, HiddenTargets, Targets, TopKTargets
 from stages.draws import draw_ids
 from stages.heads import Head, row_chunks
 from stages.losses import distillation_loss
 from stages.models import encoder_hidden, load_masked_lm
 
-AS_THEY_ARE = Head((), {})
-"""A head of no steps: dense logits stand where a hidden state would."""
 AVERAGED = (1, 4, 16)
 """Numbers of independent sets of draws whose gradients are averaged."""
 
@@ -82,10 +80,10 @@ class StudentGradient:
             return self._spread(kept, temperature)
         return kept
 
-    def _spread(self, kept: TopKTargets, temperature: float) -> HiddenTargets:
+    def _spread(self, kept: TopKTargets, temperature: float) -> DenseTargets:
         inside = kept.log_probabilities > float("-inf")
         truncated = Truncated(kept.ids, inside, kept.log_probabilities.double(), temperature)
-        return HiddenTargets(temperature * truncated.spread_out(self._teacher.unigram), AS_THEY_ARE)
+        return DenseTargets((temperature * truncated.spread_out(self._teacher.unigram)).float())
 
     def averaged(self, rung: Rung, said: Said, sets: int) -> dict[str, float]:
         """The error of the mean gradient over so many independent sets of draws, each of a mask variant of its own.

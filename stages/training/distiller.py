@@ -65,7 +65,9 @@ class Distiller(nn.Module):
         weight, bias = head.projection
         position_count, label_count = counts.clamp_min(1).unbind()
         teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
-        of_kd, kd_count = self._restricted(config.kd_positions, batch, position_count, label_count)
+        # Without a loss on the teacher's logits only what is predicted goes through the head.
+        kd_positions = config.kd_positions if weights.kd + weights.mse > 0 else "masked"
+        of_kd, kd_count = self._restricted(kd_positions, batch, position_count, label_count)
         features = rows[: len(of_kd["row_index"])]
         unit = self._unit(kd_count)
         loss = distillation_loss(

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import losses
+from stages.divergences import DenseTargets
 from stages.draws import draw_ids
 from stages.heads import Head
 from stages.losses import (
@@ -222,6 +223,17 @@ def test_cosine_is_zero_for_parallel_and_two_for_opposite_vectors():
     x = torch.randn(4, 5, dtype=torch.float64)
     torch.testing.assert_close(cosine_loss_sum(x, 3 * x), torch.zeros((), dtype=torch.float64), atol=1e-12, rtol=0)
     torch.testing.assert_close(cosine_loss_sum(x, -x), torch.tensor(8.0, dtype=torch.float64))
+
+
+def test_full_logits_as_targets_give_what_their_hidden_states_give_and_stay_as_they_are():
+    case = make_case(5, 7, 9)
+    logits = case[5].logits(case[4])
+    kept = logits.clone()
+    expected, wanted = loss_and_gradients(case, HiddenTargets(case[4], case[5]), 2.0, mlm_scale=0.3)
+    found, gradients = loss_and_gradients(case, DenseTargets(logits), 2.0, mlm_scale=0.3)
+    torch.testing.assert_close(found.total, expected.total)
+    torch.testing.assert_close(gradients, wanted)
+    assert torch.equal(logits, kept)
 
 
 @settings(max_examples=20, deadline=None)
