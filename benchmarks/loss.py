@@ -121,13 +121,20 @@ def main() -> None:
         if first:
             ratios = found
         for name in ("plain", "dense", "sparse", "head"):
-            took = Spread.of(times[name]).shown() if name in times else "-"
-            rows.append([str(shape), name, took, f"{memory[name] / 1e6:,.0f}" if name in memory else "-"])
-        if not first:
-            rows.append([str(shape), "ratios", ", ".join(f"{k} {v.median:.3f}" for k, v in found.items()), ""])
+            took, size = times.get(name), memory.get(name)
+            rows.append(
+                [
+                    str(shape),
+                    name,
+                    "-" if took is None else Spread.of(took).shown(),
+                    "-" if took is None else ratio(took, times["plain"]).shown(),
+                    "-" if size is None else f"{size / 1e6:,.0f}",
+                    "-" if size is None else f"{size / memory['dense']:.3f}",
+                ]
+            )
     print_table(
         f"loss and gradients, {torch.get_num_threads()} threads",
-        ["tokens x V x H", "", "seconds", "MB beyond the inputs"],
+        ["tokens x V x H", "", "seconds", "by plain", "MB", "by dense"],
         rows,
     )
     finish(ratios, GOALS, options.json, quick=options.quick)

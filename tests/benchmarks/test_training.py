@@ -12,7 +12,7 @@ from tests.tiny import ROOT
 @pytest.mark.parametrize(
     ("name", "ratios", "said"),
     [
-        ("loss", {"loss_memory", "loss_time", "loss_time_head"}, ("beyond the inputs",)),
+        ("loss", {"loss_memory", "loss_time", "loss_time_head"}, ("by plain", "by dense")),
         (
             "train_student",
             {
@@ -22,7 +22,7 @@ from tests.tiny import ROOT
                 "train_small_masked_vs_mlm",
                 "memory_vs_online",
             },
-            ("waiting for the batch", "peak memory"),
+            ("waiting", "peak"),
         ),
         ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration", "online, seed 1")),
     ],
