@@ -91,6 +91,11 @@ class Head:
         """The same head with its tensors on `device`."""
         return Head(self.steps, {name: tensor.to(device) for name, tensor in self.tensors.items()})
 
+    def projecting_in(self, dtype: torch.dtype) -> Head:
+        """The same head with weight and bias of its projection in `dtype`, which autocast would cast anew at each use."""
+        names = next((step["weight"], step["bias"]) for step in self.steps if step["op"] == "projection")
+        return Head(self.steps, {name: x.to(dtype) if name in names else x for name, x in self.tensors.items()})
+
     def float(self) -> Head:
         """The same head in float32, its tensors detached: those that are float32 already stay the ones they were."""
         return Head(self.steps, {name: tensor.detach().float() for name, tensor in self.tensors.items()})

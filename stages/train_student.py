@@ -61,6 +61,12 @@ def run(config: Config, context: Context) -> None:
         config.train.validation.steps,
         "null, as machine.fsdp is true: a student that is spread over processes is not validated on the way",
     )
+    require(
+        not (config.machine.fsdp and (config.train.compile or config.train.precision == "float16")),
+        "machine.fsdp",
+        True,
+        "false with train.compile or train.precision: float16, which were never run together",
+    )
     with joined(context) as processes:
         reader = _fitting_cache(config, context)
         student = _initial_student(config, context)
@@ -112,6 +118,7 @@ def _train_and_publish(
             history=history,
             figures={
                 "steps": steps,
+                "planned_steps": run_.steps,
                 "kept_step": kept,
                 "epochs": round(steps / run_.plan.steps_per_epoch, 2),
                 "precision": run_.precision,

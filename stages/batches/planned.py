@@ -62,6 +62,11 @@ class PlannedBatches(IterableDataset[Batch]):
         self._pin_memory = pin_memory
         self._shards = [reader.shards("train", variant) for variant in range(plan.variants)]
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of the plan's epoch."""
+        return self._plan.steps_per_epoch
+
     def __iter__(self) -> Iterator[Batch]:
         per_step = self._plan.batch_size // (self._micro_batch_size * self._world_size)
         with (

@@ -118,11 +118,18 @@ class Distiller(nn.Module):
         if config.reads_teacher_logits:
             if self._teacher_head is None or teacher_hidden is None:
                 raise ValueError("kd_source hidden needs the cached head and hidden states")
-            if self._teacher_head.projection[0].device != teacher_hidden.device:
-                self._teacher_head = self._teacher_head.to(teacher_hidden.device)
+            self._teacher_head = _where_it_is_used(self._teacher_head, teacher_hidden.device)
             return HiddenTargets(teacher_hidden[: len(batch["row_index"])], self._teacher_head)
         if config.weights.kd == 0:
             return None
         if config.reads_draws:
             return self._decoder.draws(batch, config.temperature)
         return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")
+
+
+def _where_it_is_used(head: Head, device: torch.device) -> Head:
+    """The frozen head on the device, its projection in the dtype that it is computed in; itself where that is so."""
+    weight = head.projection[0]
+    autocast = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+    return head if (weight.device, weight.dtype) == (device, dtype) else head.to(device).projecting_in(dtype)

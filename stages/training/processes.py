@@ -23,7 +23,7 @@ from stages.errors import ConfigError, LostWorkersError, SaidElsewhere, StageErr
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""While the first process validates and publishes, the others wait; one that has died is noticed at once."""
+"""While the first process validates the finished student and publishes, the others wait; one that has died is noticed at once."""
 _TO_SAY_IT = timedelta(seconds=60)
 _TO_HEAR_IT = timedelta(seconds=3)
 _FIRST_ERROR, _HEARD, _OVER = (f"teacher-cache/{key}" for key in ("first-error", "heard", "over"))

@@ -23,6 +23,8 @@ class ReportProgress(TrainerCallback):
         self._context.progress.advance(1)
         if self._processes.any(self._context.should_stop()) and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # what was done since the last line
 
     def on_log(
         self,

@@ -1,7 +1,7 @@
 """The Trainer that drives a distiller: its batches, counts, log and checkpoints.
 
-A step waits for the device nowhere: batches come from pinned memory, and what is logged is added up on the device and read once per
-line of the log.
+Nothing here waits for the device within a step: batches come from pinned memory, and what is logged is added up on the device and read
+once per line of the log.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class DistillationTrainer(Trainer):
         self._began = self._logged_at = time.monotonic()
         self._waited_s = 0.0
         """Host time in which there was no batch yet, since the last line of the log: reading, padding and copying included."""
+        self._away_s = 0.0
+        """Host time that went into validations and checkpoints since then."""
         if resumed is not None:
             self._sums += torch.tensor(_sums_of(resumed.log.sums, processes), device=args.device)
             self._began -= resumed.log.seconds
@@ -97,6 +99,7 @@ class DistillationTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Held-out figures of the student as it is, in the log too; empty where a stop was asked for meanwhile."""
+        started = time.monotonic()
         try:
             figures = self._validation.figures(self._distiller.student)
         except (CacheError, StageError, OSError) as error:
@@ -104,6 +107,7 @@ class DistillationTrainer(Trainer):
         logged = {f"{PREFIX}{name}": value for name, value in figures.items()}
         if logged:
             self.log(dict(logged))  # it adds the epoch
+        self._away_s += time.monotonic() - started
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
 
@@ -125,10 +129,12 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             logs.update(self._means())
             now = time.monotonic()
-            shares = self._processes.gather([self._waited_s / max(now - self._logged_at, 1e-9)])
+            shares = self._processes.gather([self._waited_s / max(now - self._logged_at - self._away_s, 1e-9)])
             logs["data_wait"] = round(max(share for (share,) in shares), 4)
             logs["seconds"] = round(now - self._began, 2)
-            self._logged_at, self._waited_s = now, 0.0
+            self._logged_at, self._waited_s, self._away_s = now, 0.0, 0.0
+        # Trainer takes what it knows of the loader for an epoch, and counts anew after a resume.
+        self.state.epoch = self.state.global_step / self._batches.steps_per_epoch
         super().log(logs, start_time)
 
     def _means(self) -> dict[str, float]:
@@ -158,7 +164,7 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save under a temporary name, sync, rename: a folder `checkpoint-N` is whole, whenever a process dies."""
-        step, first = self.state.global_step, self._processes.rank == 0
+        step, first, started = self.state.global_step, self._processes.rank == 0, time.monotonic()
         log = LogState(
             since=self._summed_since,
             sums=self._processes.gather(self._sums.tolist()),
@@ -181,6 +187,7 @@ class DistillationTrainer(Trainer):
             self._checkpoints.publish(checkpoint, best_step=self._validation.kept_step(self.state.log_history))
         self._processes.wait()  # one that ends before would have torchrun end the first one, too
         self._saved_step = step
+        self._away_s += time.monotonic() - started
 
     def _save_and_end(self, error: Exception | None) -> Never:
         """End with this process's error, or with that of another; what is done is saved, where that is possible."""

@@ -134,9 +134,10 @@ class Validation(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a validation, and for the training's own losses up to it: a checkpoint may follow, which closes a log interval."""
         del args, kwargs
-        asked_to_stop = control.should_training_stop and state.global_step < state.max_steps
-        if not asked_to_stop and is_due(self._config.validation, state.log_history, state.global_step, state.max_steps):
-            control.should_evaluate = control.should_log = True
+        if is_due(self._config.validation, state.log_history, state.global_step, state.max_steps):
+            asked_to_stop = control.should_training_stop and state.global_step < state.max_steps
+            # The line of the log stands there also where the validation is left to the next start.
+            control.should_log, control.should_evaluate = True, not asked_to_stop
 
     def on_evaluate(
         self,

@@ -138,6 +138,13 @@ def test_the_curve_has_columns_for_squared_differences_only_where_they_are_learn
     assert json.loads((project.artefacts.runs / "train.json").read_text())["last"].keys() == {"loss", "mlm", "mse"}
 
 
+def test_the_last_steps_are_in_the_curve_however_seldom_it_is_written(ready):
+    project = ready(train={"log_steps": 100})
+    project.run(train_student)
+    rows = list(csv.DictReader((project.artefacts.runs / "train.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == [8]
+
+
 def test_a_stopped_run_resumes_to_the_weights_and_the_log_of_an_uninterrupted_one(ready):
     project = ready(train={"weights": {"kd": 5.0, "mlm": 2.0, "cos": 1.0}}, students={"half": {"dropout": 0.1}})
     project.run(train_student)
