@@ -12,7 +12,7 @@ from tests.tiny import ROOT
 @pytest.mark.parametrize(
     ("name", "ratios", "said"),
     [
-        ("loss", {"loss_memory", "loss_time", "loss_time_head"}, ("by plain", "by dense")),
+        ("loss", {"loss_memory", "loss_time", "loss_time_head"}, ("by plain", "sparse")),
         (
             "train_student",
             {

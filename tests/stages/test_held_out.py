@@ -45,7 +45,7 @@ def test_the_teacher_itself_is_at_no_distance(cached, reader):
     figures = means(sums(load_masked_lm(cached.artefacts.teacher), reader).tolist())
     assert figures["agreement_all"] == 1.0
     assert figures["kl_all"] == pytest.approx(0, abs=2e-5)
-    assert figures["mlm_loss"] == pytest.approx(figures["teacher_mlm_loss"], abs=1e-4)
+    assert figures["mlm_loss"] == pytest.approx(figures["teacher_mlm_loss"], abs=1e-3)  # hidden states in float16
     assert figures["masked_accuracy"] == figures["teacher_masked_accuracy"]
 
 
