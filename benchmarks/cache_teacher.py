@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from measure import Spread, arguments, finish, interleaved, ratio, rounds
+from measure import Spread, arguments, finish, forget_peak, interleaved, memory, ratio, rounds
 from teacher_project import TeacherShapes, build, configured, describe
 
 from pipeline.environment import quiet_libraries
@@ -182,16 +182,12 @@ def peak_memory(device: str, run: Callable[[], None]) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    if not (status := Path("/proc/self/status")).is_file():
+    if not Path("/proc/self/status").is_file():
         return float("nan")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-
-    def kilobytes(name: str) -> int:
-        return int(status.read_text(encoding="ascii").partition(f"{name}:")[2].split()[0])
-
-    before = kilobytes("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     run()
-    return (kilobytes("VmHWM") - before) / 2**10
+    return (memory("VmHWM") - before) / 2**20
 
 
 def main() -> None:

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import Spread, arguments, finish, interleaved, ratio, rounds
+from measure import Spread, arguments, finish, forget_peak, interleaved, memory, ratio, rounds
 from torch import Tensor
 
 from pipeline.summary import print_table
@@ -113,17 +112,17 @@ def main() -> None:
     for shape in shapes:
         first = shape is shapes[0]
         times = _times(shape, rounds(options) if first else 1)
-        memory = {name: _elsewhere(shape, name) for name in ("dense", "sparse", "head")}
+        peaks = {name: _elsewhere(shape, name) for name in ("dense", "sparse", "head")}
         found = {
             "loss_time": ratio(times["sparse"], times["plain"]),
             "loss_time_head": ratio(times["head"], times["plain"]),
-            "loss_memory": Spread.of([memory["sparse"] / memory["dense"]]),
-            "loss_memory_head": Spread.of([memory["head"] / memory["dense"]]),
+            "loss_memory": Spread.of([peaks["sparse"] / peaks["dense"]]),
+            "loss_memory_head": Spread.of([peaks["head"] / peaks["dense"]]),
         }
         if first:
             ratios = found
         for name in ("plain", "dense", "sparse", "head"):
-            took, size = times.get(name), memory.get(name)
+            took, size = times.get(name), peaks.get(name)
             rows.append(
                 [
                     str(shape),
@@ -131,7 +130,7 @@ def main() -> None:
                     "-" if took is None else Spread.of(took).shown(),
                     "-" if took is None else ratio(took, times["plain"]).shown(),
                     "-" if size is None else f"{size / 1e6:,.0f}",
-                    "-" if size is None else f"{size / memory['dense']:.3f}",
+                    "-" if size is None else f"{size / peaks['dense']:.3f}",
                 ]
             )
     print_table(
@@ -178,16 +177,10 @@ def _peak(shape: Shape, name: str) -> int:
     case.forget()
     with suppress(AttributeError):  # what was freed goes back to the system, or the loss would be given it
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
-    before = _memory("VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     run()
-    return _memory("VmHWM") - before
-
-
-def _memory(field: str) -> int:
-    """A field of /proc/self/status, in bytes; so on Linux only."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return memory("VmHWM") - before
 
 
 if __name__ == "__main__":

@@ -85,6 +85,17 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def memory(field: str, process: int | str = "self") -> int:
+    """A field of a process's status, in bytes: VmRSS is what is resident, VmHWM the most that was. On Linux only."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
+def forget_peak() -> None:
+    """Have VmHWM of this process begin anew."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def finish(ratios: Mapping[str, Spread], goals: Mapping[str, str], file: Path | None, *, quick: bool) -> None:
     """Print the ratios beside their goals, and write them to `file` where one is given."""
     print_table(

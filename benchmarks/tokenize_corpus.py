@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pyarrow.parquet as pq
-from measure import Spread, arguments, finish, interleaved, ratio, rounds
+from measure import Spread, arguments, finish, interleaved, memory, ratio, rounds
 from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
@@ -172,15 +172,9 @@ def tokenize(project: Path) -> None:
 
 def peak(project: Path) -> int:
     """Bytes that tokenizing takes at its peak, beyond what this process has already."""
-    before = _memory("VmRSS")
+    before = memory("VmRSS")
     tokenize(project)
-    return _memory("VmHWM") - before
-
-
-def _memory(field: str) -> int:
-    """A field of /proc/self/status, in bytes; so on Linux only."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return memory("VmHWM") - before
 
 
 def elsewhere(

@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 import torch
 import torch.nn.functional as F
-from measure import Spread, arguments, finish, interleaved, ratio, rounds
+from measure import Spread, arguments, finish, forget_peak, interleaved, memory, ratio, rounds
 from teacher_project import TeacherShapes, build, configured, describe
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -264,21 +264,16 @@ def peak_memory(name: str, folder: Path, shapes: Shapes) -> int:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before = _kilobytes("self", "VmRSS")
+    forget_peak()
+    before = memory("VmRSS")
     student = Student(folder, shapes, "cuda" if on_gpu else "cpu")
     of_name = contender(name, folder, shapes, student)
     for _ in range(STEPS_OF_MEMORY):
         of_name.step()
     if on_gpu:
         return torch.cuda.max_memory_allocated()
-    started = sum(_kilobytes(str(child.pid), "VmHWM") for child in psutil.Process().children(recursive=True))
-    return 1024 * (_kilobytes("self", "VmHWM") - before + started)
-
-
-def _kilobytes(process: str, field: str) -> int:
-    status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
-    return int(status.partition(f"{field}:")[2].split()[0])
+    started = sum(memory("VmHWM", child.pid) for child in psutil.Process().children(recursive=True))
+    return memory("VmHWM") - before + started
 
 
 def main() -> None:
@@ -292,10 +287,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_caches(folder, shapes)
-        memory = {}
+        peaks = {}
         for name in MEASURED_MEMORY if options.quick else names:
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                memory[name] = pool.submit(peak_memory, name, folder, shapes).result()
+                peaks[name] = pool.submit(peak_memory, name, folder, shapes).result()
         student = Student(folder, shapes, device)
         contenders = {name: contender(name, folder, shapes, student) for name in names}
         runs: dict[str, Callable[[], float]] = {name: partial(type(c).step, c) for name, c in contenders.items()}  # type: ignore[arg-type]
@@ -310,7 +305,7 @@ def main() -> None:
                 name,
                 Spread.of(times[name]).shown(),
                 f"{100 * Spread.of(waits[name]).median:.2f} %" if name in waits else "-",
-                f"{memory[name] / 1e6:,.0f}" if name in memory else "-",
+                f"{peaks[name] / 1e6:,.0f}" if name in peaks else "-",
             ]
             for name in names
         ],
@@ -321,7 +316,7 @@ def main() -> None:
         "train_balanced_masked_vs_online": ratio(times["online_cosine"], times["balanced_masked"]),
         "train_small_masked_vs_mlm": ratio(times["mlm"], times["small_masked"]),
         "train_balanced_masked_vs_mlm": ratio(times["mlm"], times["balanced_masked"]),
-        "memory_vs_online": Spread.of([memory["balanced_all"] / memory["online_cosine"]]),
+        "memory_vs_online": Spread.of([peaks["balanced_all"] / peaks["online_cosine"]]),
         "data_wait": Spread.of([Spread.of(waited).median for waited in waits.values()]),
     }
     finish(ratios, GOALS, options.json, quick=options.quick)

@@ -32,12 +32,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def row_chunks(rows: int, vocabulary_size: int, at_least: int = 64, exactly: int | None = None) -> Iterator[slice]:
+def row_chunks(rows: int, vocabulary_size: int, at_least: int = 64) -> Iterator[slice]:
     """Slices that cover `rows` rows of logits, 8 MiB of float32 at a time: the processor's caches hold that.
 
     `at_least` rows come together where the work per chunk does not depend on its size (a gradient of the projection).
     """
-    step = exactly or max(at_least, (1 << 21) // vocabulary_size)
+    step = max(at_least, (1 << 21) // vocabulary_size)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
