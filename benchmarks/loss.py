@@ -8,6 +8,8 @@ What is computed: from the student's features (tokens, H), through its projectio
   projection against three, so 1.33 by FLOPs.
 - `loss_memory`: what the loss takes beyond its inputs at its peak, against the dense KD loss: full student logits, `kl_div` with the
   teacher's logits, which are there already, and `cross_entropy`. Peak RSS, each in a process of its own.
+
+On a CPU in float32. On a GPU in bfloat16 autocast over float32 weights, and memory is what torch's allocator had at its peak.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,9 @@ from stages.losses import HiddenTargets, TopKTargets, distillation_loss
 
 GOALS = {"loss_memory": "<= 0.125", "loss_time": "<= 1.05", "loss_time_head": "<= 1.33"}
 TEMPERATURE, KD, MLM, K = 2.0, 5.0, 2.0, 32
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REPEATS = 20 if DEVICE == "cuda" else 1
+"""Passes that are timed as one, for a GPU takes milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,15 @@ class Case:
     """Random features, projections of a student and a teacher, and labels."""
 
     def __init__(self, shape: Shape) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(DEVICE).manual_seed(0)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator)
+            return torch.randn(*size, generator=generator, device=DEVICE)
 
         self.features = normal(shape.tokens, shape.hidden).requires_grad_()
         self.weight = (normal(shape.vocabulary, shape.hidden) * 0.05).requires_grad_()
-        self.bias = torch.zeros(shape.vocabulary).requires_grad_()
-        self.labels = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator)
+        self.bias = torch.zeros(shape.vocabulary, device=DEVICE).requires_grad_()
+        self.labels = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator, device=DEVICE)
         projection = {"op": "projection", "weight": "weight", "bias": None}
         self.head = Head((projection,), {"weight": normal(shape.vocabulary, shape.hidden) * 0.05})
         self.hidden = normal(shape.tokens, shape.hidden)
@@ -79,29 +84,39 @@ class Case:
 
     def ours(self, targets: TopKTargets | HiddenTargets) -> None:
         """One pass, with gradients."""
-        distillation_loss(
-            self.features, self.weight, self.bias, labels=self.labels, targets=targets, temperature=TEMPERATURE,
-            kd_scale=KD / len(self.labels), mlm_scale=MLM / len(self.labels),
-        ).total.backward()  # type: ignore[no-untyped-call]  # fmt: skip
+        with arithmetic():
+            loss = distillation_loss(
+                self.features, self.weight, self.bias, labels=self.labels, targets=targets, temperature=TEMPERATURE,
+                kd_scale=KD / len(self.labels), mlm_scale=MLM / len(self.labels),
+            )  # fmt: skip
+        loss.total.backward()  # type: ignore[no-untyped-call]
         self.forget()
 
     def plain(self) -> None:
         """Cross-entropy alone."""
-        F.cross_entropy(F.linear(self.features, self.weight, self.bias), self.labels).backward()  # type: ignore[no-untyped-call]
+        with arithmetic():
+            loss = F.cross_entropy(F.linear(self.features, self.weight, self.bias), self.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.forget()
 
     def dense(self, teacher_logits: Tensor) -> None:
         """The published losses, as PyTorch offers them."""
-        logits = F.linear(self.features, self.weight, self.bias)
-        kd = F.kl_div(
-            F.log_softmax(logits / TEMPERATURE, -1), F.softmax(teacher_logits / TEMPERATURE, -1), reduction="batchmean"
-        )
-        (KD * TEMPERATURE**2 * kd + MLM * F.cross_entropy(logits, self.labels)).backward()  # type: ignore[no-untyped-call]
+        with arithmetic():
+            logits = F.linear(self.features, self.weight, self.bias)
+            log_q, p = F.log_softmax(logits / TEMPERATURE, -1), F.softmax(teacher_logits / TEMPERATURE, -1)
+            kd = F.kl_div(log_q, p, reduction="batchmean")
+            loss = KD * TEMPERATURE**2 * kd + MLM * F.cross_entropy(logits, self.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         self.forget()
 
     def forget(self) -> None:
         """Drop the gradients, as a step of the optimizer does."""
         self.features.grad = self.weight.grad = self.bias.grad = None
+
+
+def arithmetic() -> AbstractContextManager[object]:
+    """What forward passes are computed in."""
+    return nullcontext() if DEVICE == "cpu" else torch.autocast("cuda", torch.bfloat16)
 
 
 def main() -> None:
@@ -127,15 +142,15 @@ def main() -> None:
                 [
                     str(shape),
                     name,
-                    "-" if took is None else Spread.of(took).shown(),
+                    "-" if took is None else Spread.of([1e3 * seconds for seconds in took]).shown(),
                     "-" if took is None else ratio(took, times["plain"]).shown(),
                     "-" if size is None else f"{size / 1e6:,.0f}",
                     "-" if size is None else f"{size / peaks['dense']:.3f}",
                 ]
             )
     print_table(
-        f"loss and gradients, {torch.get_num_threads()} threads",
-        ["tokens x V x H", "", "seconds", "by plain", "MB", "by dense"],
+        f"loss and gradients, {torch.cuda.get_device_name() if DEVICE == 'cuda' else f'{torch.get_num_threads()} threads'}",
+        ["tokens x V x H", "", "milliseconds", "by plain", "MB", "by dense"],
         rows,
     )
     finish(ratios, GOALS, options.json, quick=options.quick)
@@ -153,13 +168,20 @@ def _times(shape: Shape, count: int) -> dict[str, list[float]]:
 
 
 def _seconds(run: Callable[[], None]) -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
     started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+    for _ in range(REPEATS):
+        run()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / REPEATS
 
 
 def _elsewhere(shape: Shape, name: str) -> int:
-    """Bytes beyond the inputs, of a process of its own."""
+    """Bytes beyond the inputs; on a CPU of a process of its own, as what was freed stays with a process."""
+    if DEVICE == "cuda":
+        return _peak(shape, name)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, shape, name).result()
 
@@ -175,6 +197,11 @@ def _peak(shape: Shape, name: str) -> int:
     # Kernels and thread pools are there before it counts.
     F.linear(case.features[:64], case.weight).sum().backward()  # type: ignore[no-untyped-call]
     case.forget()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
     with suppress(AttributeError):  # what was freed goes back to the system, or the loss would be given it
         ctypes.CDLL(None).malloc_trim(0)
     forget_peak()

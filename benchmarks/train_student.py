@@ -14,7 +14,7 @@ that teacher. All contenders train one student on the same batches, in one dtype
 A step is everything from asking for a batch to the updated weights. What the cache's contenders wait for batches is printed apart.
 
 Memory is what a process of its own takes at its peak beyond what it had after its imports; for the cache's contender, the process that
-reads shards ahead is added. On a CPU in float32 with all cores; on a GPU in bfloat16 autocast.
+reads shards ahead is added. On a CPU in float32 with all cores; on a GPU in bfloat16 autocast, its memory by torch's allocator.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ class Shapes:
     teacher: TeacherShapes
     student_layers: int
     sequences: int
-    """Of a batch: 4,096 tokens."""
+    """Of a batch: 4,096 tokens, or four times as many on a GPU."""
 
     @classmethod
     def chosen(cls, *, quick: bool) -> Shapes:
         if quick:
             return cls(TeacherShapes.quick(), 1, 8)
-        return cls(TeacherShapes(shards=4, shard_tokens=8192), 6, 42)
+        return cls(TeacherShapes(shards=4, shard_tokens=8192), 6, 42 * (4 if torch.cuda.is_available() else 1))
 
 
 def settings(kind: str) -> Config:
@@ -184,7 +184,10 @@ class Online:
 
     def __init__(self, folder: Path, shapes: Shapes, student: Student, *, cosine: bool) -> None:
         self.teacher = load_masked_lm(
-            Artefacts(project=folder).teacher, device=student.device, attention=attention(student.device)
+            Artefacts(project=folder).teacher,
+            device=student.device,
+            attention=attention(student.device),
+            dtype=torch.float32 if student.device == "cpu" else torch.bfloat16,
         ).eval()
         self.student, self.cosine = student, cosine
         self.weights = settings("balanced_all").train.weights
@@ -224,7 +227,13 @@ def batches(reader: CacheReader, shapes: Shapes, wanted: Any) -> Iterator[Batch]
     plan = BatchPlan(tuple(n for _, n in reader.description.splits["train"].shards), shapes.sequences, 0, 1)
     return iter(
         PlannedBatches(
-            reader, plan, wanted=wanted, micro_batch_size=shapes.sequences, first_step=0, last_step=1_000_000
+            reader,
+            plan,
+            wanted=wanted,
+            micro_batch_size=shapes.sequences,
+            first_step=0,
+            last_step=1_000_000,
+            pin_memory=torch.cuda.is_available(),
         )
     )
 
@@ -261,19 +270,30 @@ def contender(name: str, folder: Path, shapes: Shapes, student: Student) -> From
 def peak_memory(name: str, folder: Path, shapes: Shapes) -> int:
     """Bytes of a few steps, in this process and those that it starts, beyond what it has before: run in a process of its own."""
     transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     forget_peak()
     before = memory("VmRSS")
-    student = Student(folder, shapes, "cuda" if on_gpu else "cpu")
+    student = Student(folder, shapes, "cpu")
     of_name = contender(name, folder, shapes, student)
     for _ in range(STEPS_OF_MEMORY):
         of_name.step()
-    if on_gpu:
-        return torch.cuda.max_memory_allocated()
     started = sum(memory("VmHWM", child.pid) for child in psutil.Process().children(recursive=True))
     return memory("VmHWM") - before + started
+
+
+def peak_gpu_memory(name: str, folder: Path, shapes: Shapes) -> int:
+    """The same of a GPU's memory, of which there is nothing before."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    of_name = contender(name, folder, shapes, Student(folder, shapes, "cuda"))
+    for _ in range(STEPS_OF_MEMORY):
+        of_name.step()
+    return torch.cuda.max_memory_allocated()
+
+
+def seconds_of_step(of_name: FromCache | Online) -> float:
+    """The mean of as many steps as a clock can tell apart."""
+    count = 10 if of_name.student.device != "cpu" else 1
+    return sum(of_name.step() for _ in range(count)) / count
 
 
 def main() -> None:
@@ -289,21 +309,25 @@ def main() -> None:
         make_caches(folder, shapes)
         peaks = {}
         for name in MEASURED_MEMORY if options.quick else names:
+            if device == "cuda":
+                peaks[name] = peak_gpu_memory(name, folder, shapes)
+                continue
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
                 peaks[name] = pool.submit(peak_memory, name, folder, shapes).result()
         student = Student(folder, shapes, device)
         contenders = {name: contender(name, folder, shapes, student) for name in names}
-        runs: dict[str, Callable[[], float]] = {name: partial(type(c).step, c) for name, c in contenders.items()}  # type: ignore[arg-type]
+        runs: dict[str, Callable[[], float]] = {name: partial(seconds_of_step, c) for name, c in contenders.items()}
         times = interleaved(runs, rounds(options))
         waits = {name: c.waited[1:] for name, c in contenders.items() if isinstance(c, FromCache)}
+        runs.clear()
         contenders.clear()
     print_table(
         f"a step of {shapes.sequences} sequences, {device}, {os.cpu_count()} cores",
-        ["", "seconds, median (range)", "of which waiting for the batch", "peak memory, MB"],
+        ["", "milliseconds, median (range)", "of which waiting for the batch", "peak memory, MB"],
         [
             [
                 name,
-                Spread.of(times[name]).shown(),
+                Spread.of([1e3 * seconds for seconds in times[name]]).shown(1),
                 f"{100 * Spread.of(waits[name]).median:.2f} %" if name in waits else "-",
                 f"{peaks[name] / 1e6:,.0f}" if name in peaks else "-",
             ]

@@ -9,7 +9,10 @@ further care. Where only a sample of the positions is cached, row weights make t
 over all positions, and the count stays that of all positions: dividing by the sum of weights would bias the ratio.
 
 `distillation_loss` computes KD and CE in one pass over chunks of rows: (rows, V) logits exist for one chunk at a time, and
-the gradients for features, weight and bias are made on the way, so the backward pass is a multiplication.
+the gradients for features, weight and bias are made on the way, so the backward pass is a multiplication. Inside of a
+function that is compiled the losses stay as they are: there is nothing left to fuse, and torch 2.11 would trace what is written in
+place into wrong gradients.
+
 tests/stages/test_losses.py holds it against a dense float64 reference, value and gradient.
 """
 
@@ -21,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages import loss_kernel
 from stages.divergences import DrawnTargets, HiddenTargets, Targets, TopKTargets, cross_entropy_, row_dot
-from stages.projection import ChunkedProjection, slices
+from stages.projection import ChunkedProjection, product_dtype, slices
 
 __all__ = [
     "IGNORED",
@@ -55,6 +59,7 @@ class DistillationLoss:
     """Squared difference of logits, summed over the vocabulary and over rows, by their weights; 0 where it has no weight."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def distillation_loss(
     features: Tensor,
     weight: Tensor,
@@ -89,6 +94,7 @@ def distillation_loss(
     return DistillationLoss(*results)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it untyped
 def cosine_loss_sum(student_hidden: Tensor, teacher_hidden: Tensor, row_weights: Tensor | None = None) -> Tensor:
     """Sum over rows of `1 - cos`, by their weights (rows,), from hidden states (rows, H); in float32 or better."""
     wants_gradients = torch.is_grad_enabled() and student_hidden.requires_grad
@@ -127,6 +133,50 @@ class _CosineLoss(torch.autograd.Function):
         return grad_total.to(gradient.dtype) * gradient, None, None, None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What the terms of the loss are, row by row: turns logits into their gradients."""
+
+    labels: Tensor
+    kd_weights: Tensor
+    """Of the gradient of KL with respect to z / T."""
+    mlm_weights: Tensor
+    row_weights: Tensor
+    temperature: float
+    mse_scale: Tensor | float | None
+
+    def plain_(self, logits: Tensor, targets: Targets | None, block: slice) -> Tensor:
+        """Sums of KL, CE and squared differences, (3,), of a block of rows, whose `logits` (n, V) become their gradient."""
+        labels, weights = self.labels[block, None], self.row_weights[block]
+        others: list[Tensor] = []
+        kl_sum = mlm_sum = mse_sum = logits.new_zeros((), dtype=weights.dtype)
+        wide = logits.to(weights.dtype)
+        if len(labels):
+            predicted = wide if targets is None else wide[: len(labels)].clone()
+            whole = torch.ones((), dtype=wide.dtype, device=wide.device).expand(len(labels), 1)
+            mlm_sum = cross_entropy_(predicted, labels, whole, self.mlm_weights[block]).sum()
+            others.append(predicted)
+        if targets is not None:
+            if self.mse_scale is not None:
+                difference = targets.difference(wide)
+                mse_sum = torch.dot(row_dot(difference, difference), weights)
+                others.append(difference.mul_(2 * self.mse_scale * weights[:, None]))
+            kl = targets.divergence_(wide.div_(self.temperature), self.kd_weights[block], self.temperature)
+            kl_sum = torch.dot(kl, weights)
+            for gradient in others:
+                wide[: len(gradient)].add_(gradient)
+        if wide is not logits:
+            logits.copy_(wide)
+        return torch.stack([kl_sum, mlm_sum, mse_sum])
+
+    def fused_(self, logits: Tensor, targets: Targets | None, block: slice) -> Tensor:
+        """The same by `stages.loss_kernel`."""
+        kl, ce = loss_kernel.losses_(
+            logits, targets, self.labels[block], self.kd_weights[block], self.mlm_weights[block], self.temperature
+        )
+        return torch.stack([torch.dot(kl, self.row_weights[block]), ce.sum(), kl.new_zeros(())])
+
+
 class _ProjectedLoss(torch.autograd.Function):
     """Projection, KD and CE with gradients made in the forward pass."""
 
@@ -146,35 +196,30 @@ class _ProjectedLoss(torch.autograd.Function):
         chunk_rows: int | None,
         wants_gradients: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        projection = ChunkedProjection(features, weight, bias, chunk_rows, wants_gradients=wants_gradients)
+        with_mse = targets is not None and not (isinstance(mse_scale, float | int) and mse_scale == 0)
+        fused = loss_kernel.is_for(features, product_dtype(features)) and not with_mse
+        projection = ChunkedProjection(
+            features, weight, bias, chunk_rows, wants_gradients=wants_gradients, keeps_dtype=fused
+        )
         wide, device = projection.wide, features.device
         if row_weights is None:
             row_weights = torch.ones((), dtype=wide, device=device).expand(len(features))
-        # d(T^2 KL) / dz = T (d KL / d(z / T))
-        kd_weights = (row_weights * (kd_scale * temperature)).to(wide)
-        mlm_weights = torch.as_tensor(mlm_scale, dtype=wide, device=device).expand(len(labels))
-        whole = torch.ones((), dtype=wide, device=device).expand(len(labels), 1)
-        with_mse = targets is not None and not (isinstance(mse_scale, float | int) and mse_scale == 0)
+        rows = _Rows(
+            labels=labels,
+            # d(T^2 KL) / dz = T (d KL / d(z / T))
+            kd_weights=(row_weights * (kd_scale * temperature)).to(wide),
+            mlm_weights=torch.as_tensor(mlm_scale, dtype=wide, device=device).expand(len(labels)),
+            row_weights=row_weights.to(wide),
+            temperature=temperature,
+            mse_scale=mse_scale if with_mse else None,
+        )
         sums = torch.zeros(3, dtype=wide, device=device)
         for chunk, logits in projection.chunks():
             of_chunk = None if targets is None else targets.of_rows(chunk, projection.teacher_buffer)
             for within in slices(len(logits), projection.block_rows):
                 z, block = logits[within], slice(chunk.start + within.start, chunk.start + within.stop)
-                chosen, others = labels[block, None], []
-                if len(chosen):
-                    predicted = z if of_chunk is None else z[: len(chosen)].clone()
-                    sums[1] += cross_entropy_(predicted, chosen, whole[block], mlm_weights[block]).sum()
-                    others.append(predicted)
-                if of_chunk is not None:
-                    of_block, weights = of_chunk.of_rows(within), row_weights[block].to(wide)
-                    if with_mse:
-                        difference = of_block.difference(z)
-                        sums[2] += torch.dot(row_dot(difference, difference), weights)
-                        others.append(difference.mul_(2 * mse_scale * weights[:, None]))
-                    kl = of_block.divergence_(z.div_(temperature), kd_weights[block], temperature)
-                    sums[0] += torch.dot(kl, weights)
-                    for gradient in others:
-                        z[: len(gradient)].add_(gradient)
+                of_block = None if of_chunk is None else of_chunk.of_rows(within)
+                sums += (rows.fused_ if fused and loss_kernel.serves(of_block) else rows.plain_)(z, of_block, block)
                 projection.add_bias_gradient(z)
             projection.add_gradients(chunk)
         ctx.save_for_backward(*projection.gradients())

@@ -66,7 +66,11 @@ def model_card(
         figures=figures,
         provenance=provenance,
         runs=runs,
-        versions={name: provenance["packages"][name] for name in ("torch", "transformers", "teacher-cache")},
+        versions={
+            name: provenance["packages"][name]
+            for name in ("torch", "transformers", "teacher-cache")
+            if name in provenance["packages"]  # a source folder need not be installed
+        },
         metrics=[(figure, name) for figure, _, name in METRICS if figure in figures["validation"]],
         teacher=_teacher(teacher),
         teacher_layers=teacher_layers,

@@ -14,15 +14,21 @@ from torch import Tensor
 
 from stages.heads import filled
 
-_CPU_CHUNK_BYTES, _GPU_CHUNK_BYTES = 64 << 20, 256 << 20
-"""Of the logits that exist at a time, in float32."""
-_LEAST_ROWS = 256
+_CPU_CHUNK_BYTES, _GPU_CHUNK_BYTES = 64 << 20, 128 << 20
+"""Of the logits that exist at a time."""
+_CPU_LEAST_ROWS, _GPU_LEAST_ROWS = 256, 1024
 """Per chunk, however long the vocabulary: each adds once to the (V, H) gradient of the projection, which fewer rows would make the
 main work."""
 _CPU_BLOCK_BYTES = 4 << 20
 """Of the logits that a CPU turns into gradients at a time: they stay in its caches meanwhile. A GPU takes a whole chunk."""
 _MULTIPLE = 64
 """Rows come in multiples: see `filled`."""
+
+
+def product_dtype(features: Tensor) -> torch.dtype:
+    """What matrix products with these features are made in: autocast's dtype, else their own."""
+    device = features.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
 def slices(rows: int, step: int) -> Iterator[slice]:
@@ -34,21 +40,29 @@ def slices(rows: int, step: int) -> Iterator[slice]:
 class ChunkedProjection:
     """Logits z = x W^T + b of features x (rows, H), weight W (V, H) and bias b (V,), and the gradients that come back through it.
 
-    Products are made in the dtype of autocast, else in that of the features; all else in float32 or better. Gradients are made where
+    Products are made in the dtype of autocast, else in that of the features; all else in float32 or better. `keeps_dtype` leaves
+    logits and their gradients in the dtype of the products, for a kernel that widens them as it reads. Gradients are made where
     `wants_gradients` says so, and only of what requires them.
     """
 
     def __init__(
-        self, features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: int | None, *, wants_gradients: bool
+        self,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        chunk_rows: int | None,
+        *,
+        wants_gradients: bool,
+        keeps_dtype: bool = False,
     ) -> None:
-        device = features.device
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else features.dtype
+        device, dtype = features.device, product_dtype(features)
         self.wide = torch.promote_types(dtype, torch.float32)
-        """Of the logits."""
-        self._rows, row_bytes = len(features), 4 * len(weight)
+        """Of all sums."""
+        self._of_logits = dtype if keeps_dtype else self.wide
+        self._rows, row_bytes = len(features), self._of_logits.itemsize * len(weight)
         on_cpu = device.type == "cpu"
-        usual = max(_LEAST_ROWS, (_CPU_CHUNK_BYTES if on_cpu else _GPU_CHUNK_BYTES) // row_bytes)
+        chunk_bytes, least = (_CPU_CHUNK_BYTES, _CPU_LEAST_ROWS) if on_cpu else (_GPU_CHUNK_BYTES, _GPU_LEAST_ROWS)
+        usual = max(least, chunk_bytes // row_bytes)
         self._chunk_rows = chunk_rows or usual // _MULTIPLE * _MULTIPLE
         self.block_rows = max(1, _CPU_BLOCK_BYTES // row_bytes) if on_cpu else self._chunk_rows
         """Rows of logits that are to be worked on at a time."""
@@ -79,7 +93,7 @@ class ChunkedProjection:
         for chunk in slices(self._rows, self._chunk_rows):
             x = self._of_chunk(chunk)
             logits = self._logits[: len(x)]
-            if self._x.dtype != self.wide:
+            if self._x.dtype != self._of_logits:
                 logits.copy_(F.linear(x, self._weight, self._bias))
             elif self._bias is None:
                 torch.mm(x, self._weight.T, out=logits)
@@ -92,7 +106,7 @@ class ChunkedProjection:
     def add_bias_gradient(self, block: Tensor) -> None:
         """Add that of some rows of gradients, while they are in the processor's caches."""
         if self._of_bias is not None:
-            self._of_bias.add_(block.sum(0))
+            self._of_bias.add_(block.sum(0, dtype=self.wide))
 
     def add_gradients(self, chunk: slice) -> None:
         """Those of features and weight, from the buffer of the chunk."""
@@ -104,6 +118,8 @@ class ChunkedProjection:
             return
         if x.dtype == self.wide:
             self._of_weight.addmm_(gradient.T, x)
+        elif x.is_cuda:  # float32 from the first row to the last: sums over many would overflow float16
+            torch.addmm(self._of_weight, gradient.T, x, out_dtype=self.wide, out=self._of_weight)
         else:
             self._of_weight.add_(torch.mm(gradient.T, x))
 
@@ -116,7 +132,7 @@ class ChunkedProjection:
 
     def _buffer(self) -> Tensor:
         return torch.empty(
-            min(self._chunk_rows, len(self._x)), len(self._weight), dtype=self.wide, device=self._x.device
+            min(self._chunk_rows, len(self._x)), len(self._weight), dtype=self._of_logits, device=self._x.device
         )
 
     def _of_chunk(self, chunk: slice) -> Tensor:

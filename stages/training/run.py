@@ -16,7 +16,7 @@ from stages.device import Precision, resolve_precision
 from stages.models import weights_digest
 from storage import CacheReader, canonical_json
 
-LOSS_VERSION = 4
+LOSS_VERSION = 5
 """Raised by hand when a change of code changes what a run with the same parameters computes: its checkpoints end there."""
 
 

@@ -58,9 +58,11 @@ def trained(tokenized, tmp_path_factory) -> Project:
 def make_card(trained):
     """`make_card(without=("hidden_cosine",), corpus={...})`: the card of the same run with other parameters."""
 
-    def make(*, without=(), **overrides):
+    def make(*, without=(), not_installed=(), **overrides):
         runs = trained.artefacts.runs
         figures, provenance = (json.loads((runs / name).read_text()) for name in ("train.json", "provenance.json"))
+        for name in not_installed:
+            del provenance["packages"][name]
         for name in without:
             del figures["validation"][name]
         return model_card(
@@ -222,6 +224,12 @@ def test_commit_and_timings_are_not_in_the_card_but_where_they_are_is(trained, m
     assert "`runs/speed-half.json`" in text
     assert "git commit |" not in text
     assert "latency" not in text
+
+
+def test_a_run_of_a_source_folder_that_is_not_installed_has_a_card(make_card):
+    text = str(make_card(not_installed=["teacher-cache"]))
+    assert "| transformers |" in text
+    assert "| teacher-cache |" not in text
 
 
 def test_a_student_trained_without_the_teacher_is_not_called_distilled(make_card, tmp_path):
