@@ -36,7 +36,9 @@ def compare(config: Config, context: Context) -> None:
     """
     comparison = config.compare
     if comparison is None:
-        raise ConfigError("compare is missing in params.yaml; expected its seeds and runs, as in recipes/minilm/params.yaml")
+        raise ConfigError(
+            "compare is missing in params.yaml; expected its seeds and runs, as in recipes/minilm/params.yaml"
+        )
     _check_names(comparison)
     plans = {name: {seed: config.of_run(name, seed) for seed in comparison.seeds} for name in comparison.runs}
     # What would be refused is refused before the first run trains for an hour.

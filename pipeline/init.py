@@ -76,7 +76,7 @@ def initialise(name: str, folder: Path) -> None:
     """
     known = recipes()
     if name not in known:
-        raise ConfigError(f"{name!r} is no recipe; {suggest(name, known)}; `pipeline init` lists them")
+        raise ConfigError(f"{name!r} is no recipe (`pipeline init` lists them); {suggest(name, known)}")
     _require_empty(folder)
     recipe = known[name]
     contents = {file: path.read_bytes() for file, path in recipe.files.items()}

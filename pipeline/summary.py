@@ -42,6 +42,12 @@ def print_summary(title: str, rows: Mapping[str, Figure]) -> None:
 def print_descriptions(title: str, rows: Mapping[str, str]) -> None:
     """Print names and what they stand for in two columns below a title. A terminal folds what is wider than it."""
     console = _console()
+    if not console.is_terminal:  # a grid would fill the lines up with spaces
+        width = max(map(len, rows), default=0)
+        console.print(
+            _cell("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows.items())]), console)
+        )
+        return
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style=VALUE_STYLE)
     table.add_column()

@@ -91,7 +91,7 @@ def sources(values: Any):
 def test_a_recipe_says_in_one_line_what_it_is(name):
     text = recipes()[name].description
     assert text.endswith(".")
-    assert 30 < len(text) < 140
+    assert 30 < len(text) < 120
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,10 +7,13 @@ import sys
 import zipfile
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from pipeline.cli import cli
 from pipeline.init import FILES, recipes
+from stages.config.base import merged
+from tests.pipeline.repository import Repository
 from tests.tiny import ROOT
 
 NAMES = list(recipes())
@@ -87,7 +90,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_is(tmp_path, ther
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("distilbrt", "'distilbrt' is no recipe; did you mean distilbert?"),
+        ("distilbrt", "'distilbrt' is no recipe (`pipeline init` lists them); did you mean distilbert?"),
         ("DistilGPT2", "did you mean distilgpt2?"),
         ("whisper", "known: bilstm, default, distilbert"),
         ("../docs", "'../docs' is no recipe"),
@@ -104,6 +107,58 @@ def test_a_folder_without_a_recipe_and_a_file_for_a_folder_are_wrong_usage(tmp_p
     (tmp_path / "file").touch()
     done = init("distilbert", "--into", tmp_path / "file")
     assert (done.exit_code, "is a file" in done.stderr) == (2, True)
+
+
+SCALED_DOWN = {
+    "corpus": {"docstrings": {"packages": ["click"]}, "validation_fraction": 0.2, "test_fraction": 0.2},
+    "tokenize": {"train": {"vocabulary_size": 256}},
+    "teacher": {
+        "train": {
+            "hidden_size": 32,
+            "feed_forward_size": 64,
+            "attention_heads": 2,
+            "steps": 4,
+            "float32_steps": 4,
+            "warmup_steps": 1,
+            "batch_size": 8,
+        }
+    },
+    "cache": {"shard_tokens": 2048, "sequences": {"train": 48, "validation": 8, "test": 8}},
+    "train": {"steps": 4, "warmup_steps": 1, "batch_size": 8, "micro_batch_size": 8},
+}
+"""Of the embedded default: the same road, on the docstrings of one small package."""
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """What a user has who did as they were told: `pipeline init default`, `git init`, `dvc init`, and smaller values."""
+    folder = tmp_path / "project"
+    assert init("default", "--into", folder).exit_code == 0
+    params = folder / "params.yaml"
+    values = merged(yaml.safe_load(params.read_text(encoding="utf-8")), SCALED_DOWN)
+    params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    repository = Repository(folder)
+    repository.git("init", "-q")
+    repository.dvc("init", "-q")
+    repository.commit("begun")
+    return repository
+
+
+def test_dvc_runs_the_first_stages_of_a_project_that_was_begun(begun):
+    begun.dvc("repro", "tokenize")
+    assert set(yaml.safe_load((begun.folder / "dvc.lock").read_text())["stages"]) == {"corpus", "tokenize"}
+    assert (begun.folder / "data" / "tokens" / "tokenizer" / "tokenizer.json").is_file()
+    assert begun.git("status", "--porcelain").stdout.split() == ["??", "dvc.lock"]
+
+
+@pytest.mark.campaign
+def test_dvc_runs_a_project_that_was_begun_to_its_end(begun):
+    begun.dvc("repro")
+    assert (begun.folder / "report" / "index.html").is_file()
+    begun.commit("done")
+    assert "up to date" in begun.dvc("repro").stdout
+    tracked = {path.split("/")[0] for path in begun.git("ls-files").stdout.split()}
+    assert tracked == {*FILES, ".dvc", "dvc.lock", "cache", "runs"}
 
 
 def test_the_installed_package_brings_the_recipes(tmp_path):

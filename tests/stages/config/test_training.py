@@ -130,7 +130,8 @@ def test_the_document_has_every_parameter_with_the_values_of_the_parameter_files
     weights = {f"weights.{field.name}" for field in dataclasses.fields(LossWeights)}
     assert sorted(name for name, *_ in rows) == sorted(fields | weights)
     default, recipe = (
-        yaml.safe_load((ROOT / file).read_text(encoding="utf-8")) for file in ("params.yaml", "recipes/distilbert/params.yaml")
+        yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+        for file in ("params.yaml", "recipes/distilbert/params.yaml")
     )
     for name, *shown in rows:
         found = [yaml.safe_load(value) for value in shown]
