@@ -21,7 +21,7 @@ from stages.config.corpus import (
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.targets import check_objective, check_targets, check_teacher_layers
 from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
-from stages.config.validation import ValidationConfig
+from stages.config.validation import ValidationConfig, check_metric
 from stages.errors import ConfigError
 from storage import Layout
 
@@ -89,6 +89,7 @@ class Config:
                 f"train.student is {self.train.student!r}, which is not in students; {suggest(self.train.student, self.students)}"
             )
         check_objective(self.train, self.teacher.objective)
+        check_metric(self.train.validation, self.teacher.objective)
         check_targets(self.train, self.cache)
         if self.teacher.objective == "causal":
             self._check_causal_teacher()

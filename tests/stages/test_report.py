@@ -341,7 +341,7 @@ def test_the_code_on_the_page_loads_a_student_and_fills_a_mask(tokenized, tmp_pa
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with redirect_stdout(printed):
-        exec(LOAD, {})
+        exec(LOAD["masked"], {})
     assert len(printed.getvalue().splitlines()) == 5
 
 

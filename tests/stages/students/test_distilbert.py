@@ -6,7 +6,7 @@ import torch
 from stages.config import ConfigError, StudentConfig
 from stages.errors import InputError
 from stages.models import encoder_hidden
-from stages.students import build_student, copy_teacher, layer_map, spread_layers
+from stages.students import build_student, copy_teacher, layer_map
 from tests.stages.tiny_models import tiny_bert
 
 STUDENT = StudentConfig(architecture="distilbert", initialise="teacher", layers=2, dropout=0.0, seed=0)
@@ -14,7 +14,7 @@ STUDENT = StudentConfig(architecture="distilbert", initialise="teacher", layers=
 
 def student_of(config, teacher):
     student = build_student(config, "half", teacher.config.to_dict())
-    copy_teacher(student, teacher, layer_map(config, "half", teacher.config.num_hidden_layers))
+    copy_teacher(config, student, teacher, layer_map(config, "half", teacher.config.num_hidden_layers))
     return student
 
 
@@ -40,11 +40,6 @@ def test_the_chosen_blocks_are_the_ones_copied():
         )
 
 
-def test_twelve_blocks_are_spread_over_six_as_distilbert_did():
-    assert spread_layers(12, 6) == (0, 2, 4, 7, 9, 11)
-    assert spread_layers(6, 3) == (0, 2, 5)
-
-
 def test_the_student_keeps_its_projection_tied_to_its_embeddings():
     student = student_of(STUDENT, tiny_bert())
     assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
@@ -57,13 +52,6 @@ def test_a_random_student_depends_on_its_seed_only():
     assert torch.equal(one.vocab_transform.weight, same.vocab_transform.weight)
     assert not torch.equal(one.vocab_transform.weight, other.vocab_transform.weight)
     assert one.config.dim == 8
-
-
-def test_blocks_that_the_teacher_lacks_are_refused():
-    with pytest.raises(ConfigError, match=r"students.half.layer_map is \[0, 3\]; allowed: blocks 0 to 2"):
-        layer_map(dataclasses.replace(STUDENT, layer_map=(0, 3)), "half", 3)
-    with pytest.raises(ConfigError, match=r"students.half.layers is 4"):
-        layer_map(dataclasses.replace(STUDENT, layers=4), "half", 3)
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():

@@ -1,18 +1,18 @@
-"""Student models: their shape, and their initial weights from a teacher's."""
+"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108), of a BERT: cased, uncased or multilingual. Of a DistilBERT, a shorter one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from transformers import DistilBertConfig, DistilBertForMaskedLM, set_seed
+from transformers import DistilBertConfig, DistilBertForMaskedLM
 
-from stages.config import ConfigError, StudentConfig
-from stages.config.base import refuse, require
+from stages.config import StudentConfig
+from stages.config.base import require
 from stages.errors import InputError
+from stages.model_config import ModelShape, Objective
+from stages.students import same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,34 +29,31 @@ _BLOCK = {
 }
 """Modules of a BERT block and where they go in a DistilBERT block."""
 
-INPUTS = ["input_ids", "attention_mask"]
-"""What a student's tokenizer prepares: a BERT tokenizer would add token types, which DistilBERT refuses."""
-
 _HEAD = {
     "cls.predictions.transform.dense": "vocab_transform",
     "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
 }
 
 
-def spread_layers(teacher_layers: int, layers: int) -> tuple[int, ...]:
-    """Teacher blocks for `layers` student blocks, first and last among them: 12 -> 6 gives DistilBERT's 0 2 4 7 9 11."""
-    return tuple(int(i) for i in np.linspace(0, teacher_layers - 1, layers).round())
-
-
-def build_student(student: StudentConfig, name: str, teacher_config: Mapping[str, Any]) -> PreTrainedModel:
-    """A DistilBERT of the student's shape with random weights (seeded), for a teacher with this configuration.
-
-    Raises `ConfigError` where the shape is not possible, `InputError` for a teacher of another family.
-    """
-    if teacher_config["model_type"] != "bert":
+def build(
+    student: StudentConfig, name: str, teacher_config: Mapping[str, Any], objective: Objective
+) -> PreTrainedModel:
+    """A DistilBERT of the student's shape with random weights. Raises as `stages.students.Architecture.build`."""
+    kind = teacher_config["model_type"]
+    if kind == "distilbert":
+        return same.build(student, name, teacher_config, objective)
+    if kind != "bert" or objective == "causal":
+        found = f"is of type {kind}" if kind != "bert" else "is causal"
         raise InputError(
-            f"a distilbert student (students.{name}) needs a teacher of type bert; the teacher is of type {teacher_config['model_type']}"
+            f"a distilbert student (students.{name}) needs a masked teacher of type bert; the teacher {found}; "
+            f"expected students.{name}.architecture: same, a shorter model of the teacher's own class"
         )
-    width = student.hidden_size or teacher_config["hidden_size"]
+    shape = ModelShape.of(teacher_config)
+    width = student.hidden_size or shape.hidden_size
     heads = student.attention_heads or teacher_config["num_attention_heads"]
     require(width % heads == 0, f"students.{name}.hidden_size", width, f"a multiple of the attention heads ({heads})")
     config = DistilBertConfig(
-        vocab_size=teacher_config["vocab_size"],
+        vocab_size=shape.vocabulary_size,
         max_position_embeddings=teacher_config["max_position_embeddings"],
         dim=width,
         n_layers=student.layers,
@@ -68,35 +65,19 @@ def build_student(student: StudentConfig, name: str, teacher_config: Mapping[str
         pad_token_id=teacher_config["pad_token_id"],
         sinusoidal_pos_embds=False,
     )
-    set_seed(student.seed)
     model: PreTrainedModel = DistilBertForMaskedLM(config)
-    model.train(False)
     return model
 
 
-def layer_map(student: StudentConfig, name: str, teacher_layers: int) -> tuple[int, ...]:
-    """The teacher block copied into each student block. Raises `ConfigError` for blocks the teacher does not have."""
-    if student.layers > teacher_layers:
-        raise refuse(
-            f"students.{name}.layers",
-            student.layers,
-            f"at most the teacher's {teacher_layers} blocks, or initialise: random",
-        )
-    chosen = student.layer_map or spread_layers(teacher_layers, student.layers)
-    if max(chosen) >= teacher_layers:
-        raise ConfigError(
-            f"students.{name}.layer_map is {list(chosen)}; allowed: blocks 0 to {teacher_layers - 1}, as the teacher has {teacher_layers}"
-        )
-    return chosen
-
-
-@torch.no_grad()
-def copy_teacher(student: PreTrainedModel, teacher: PreTrainedModel, blocks: tuple[int, ...]) -> None:
+def copy(student: PreTrainedModel, teacher: PreTrainedModel, blocks: tuple[int, ...]) -> None:
     """Copy embeddings, the chosen blocks and the whole head of a BERT into a DistilBERT.
 
     BERT adds `token_type_embeddings[0]` to every token of single-segment text and DistilBERT has no such table, so it is
     folded into the position table: a copy of all blocks then reproduces the teacher. (The original recipe drops it.)
     """
+    if teacher.config.model_type == "distilbert":
+        same.copy(student, teacher, blocks)
+        return
     source: dict[str, Tensor] = teacher.state_dict()
     embeddings = "bert.embeddings"
     target = {
