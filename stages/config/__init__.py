@@ -165,6 +165,7 @@ class Config:
                 )
         check_cosine_width(self, teacher.hidden_size)
         check_teacher_layers(self.train, self.cache, teacher.layers)
+        self.cache.check_attention_layers(teacher.layers)
 
 
 def check_cosine_width(config: Config, teacher_hidden_size: int) -> None:
