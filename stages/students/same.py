@@ -92,7 +92,7 @@ def _difference(ours: nn.Module, theirs: nn.Module) -> str | None:
     for path, module in of_ours.items():
         other = of_theirs[path]
         if type(module) is not type(other) and not {type(module), type(other)} <= _DROPOUT:
-            return f"its {path} is a {type(other).__name__}, and the student's a {type(module).__name__}"
+            return f"its {path} is {type(other).__name__}, and the student's {type(module).__name__}"
         settings, expected = _settings(module), _settings(other)
         for key in settings.keys() | expected.keys():
             if settings.get(key) != expected.get(key):

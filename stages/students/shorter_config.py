@@ -47,8 +47,8 @@ def shorter_config(student: StudentConfig, name: str, teacher_config: Mapping[st
             f"a model of type {shape.kind!r} is made of several models, each with a configuration of its own; expected a language "
             "model alone"
         )
-    if student.initialise == "teacher" or student.layers <= shape.layers:
-        copied = student.initialise == "teacher"
+    copied = student.initialise == "teacher"
+    if copied or student.layers <= shape.layers:
         blocks = layer_map(student, name, shape.layers) if copied else spread_layers(shape.layers, student.layers)
     else:
         blocks = None
@@ -61,7 +61,7 @@ def shorter_config(student: StudentConfig, name: str, teacher_config: Mapping[st
                     f"at most the teacher's {shape.layers}: its configuration says of each layer what it is ({key})",
                 )
             values[key] = [value[block] for block in blocks]
-        if key in _BY_PLACE and value and blocks != tuple(range(student.layers)):
+        if key in _BY_PLACE and value and copied and blocks != tuple(range(student.layers)):
             raise InputError(
                 f"blocks of the teacher, of type {shape.kind!r}, depend on their place ({key}); expected a student with the first "
                 f"ones (students.{name}.layer_map: {list(range(student.layers))})"
@@ -95,7 +95,8 @@ def _set_width(values: dict[str, Any], student: StudentConfig, name: str, teache
     keys = {
         "hidden_size": _key(teacher, "hidden_size"),
         "attention_heads": _key(teacher, "num_attention_heads"),
-        "feed_forward_size": next((key for key in _FEED_FORWARD if key in values), ""),
+        # As an attribute of the class: what else stands in a config.json is kept, and means nothing.
+        "feed_forward_size": next((key for key in _FEED_FORWARD if key in values and hasattr(type(teacher), key)), ""),
     }
     for setting, key in keys.items():
         wanted, found = getattr(student, setting), values.get(key)

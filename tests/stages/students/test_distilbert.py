@@ -7,7 +7,7 @@ from stages.config import ConfigError, StudentConfig
 from stages.errors import InputError
 from stages.models import encoder_hidden
 from stages.students import build_student, copy_teacher, layer_map
-from tests.stages.tiny_models import tiny_bert
+from tests.stages.tiny_models import tiny_bert, tiny_model
 
 STUDENT = StudentConfig(architecture="distilbert", initialise="teacher", layers=2, dropout=0.0, seed=0)
 
@@ -63,8 +63,28 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
 
 
 def test_a_teacher_of_another_family_is_refused():
-    with pytest.raises(InputError, match="of type gpt2"):
+    message = (
+        r"needs a masked teacher of type bert; the teacher is of type gpt2; expected students.half.architecture: same"
+    )
+    with pytest.raises(InputError, match=message):
         build_student(STUDENT, "half", {"model_type": "gpt2"})
+
+
+def test_a_bert_that_predicts_the_next_token_is_refused():
+    with pytest.raises(InputError, match=r"needs a masked teacher of type bert; the teacher is causal"):
+        build_student(STUDENT, "half", tiny_bert(is_decoder=True).config.to_dict(), "causal")
+
+
+def test_a_shorter_distilbert_can_be_made_of_a_distilbert():
+    teacher = tiny_model("distilbert")
+    student = student_of(STUDENT, teacher)
+    assert type(student) is type(teacher)
+    for ours, theirs in ((0, 0), (1, 2)):
+        assert torch.equal(
+            student.distilbert.transformer.layer[ours].ffn.lin1.weight,
+            teacher.distilbert.transformer.layer[theirs].ffn.lin1.weight,
+        )
+    assert torch.equal(student.vocab_transform.weight, teacher.vocab_transform.weight)
 
 
 def test_padding_does_not_change_the_hidden_states_of_real_tokens():
