@@ -168,6 +168,7 @@ class Config:
             self, teacher_hidden_size=teacher.hidden_size, teacher_attention_heads=teacher.attention_heads
         )
         check_teacher_layers(self.train, self.cache, teacher.layers)
+        self.cache.check_attention_layers(teacher.layers)
 
 
 def check_student_shape(config: Config, *, teacher_hidden_size: int, teacher_attention_heads: int | None) -> None:

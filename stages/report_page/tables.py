@@ -54,6 +54,12 @@ _ARRAYS = {
     "draw_weight": "how often each was drawn",
     "hidden": "hidden states of the teacher",
     "hidden_scale": "scales of the quantised hidden state",
+    "queries": "queries of the teacher's attention",
+    "queries_scale": "scales of the quantised queries",
+    "keys": "keys of the teacher's attention",
+    "keys_scale": "scales of the quantised keys",
+    "values": "values of the teacher's attention",
+    "values_scale": "scales of the quantised values",
     "metadata": "Zarr's own description of the arrays",
 }
 
