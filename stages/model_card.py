@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.config import Config, CorpusConfig, TeacherConfig
+from stages.config.layers import Pairs
 from stages.figures import LABELS
 from stages.model_config import ModelShape
 from stages.students import kind_of, layer_map
@@ -165,7 +166,17 @@ def _loss(config: Config) -> str:
         "kd": f"{train.temperature:g}² KL(teacher || student) at temperature {train.temperature:g}{of_kd}",
         "mlm": "masked-LM cross-entropy",
         "clm": "next-token cross-entropy",
-        "cos": f"(1 - cosine of the last hidden states{of_cos})",
+        "cos": f"(1 - cosine of {'the last ' if train.layer_map is None else ''}hidden states{_pairs(train.layer_map)}{of_cos})",
         "mse": f"squared difference of the logits{of_kd}",
+        "hidden": f"mean squared difference of hidden states{_pairs(train.layer_map)}",
+        "relations": "KL of self-attention relations",
+        "attention": f"mean squared difference of attention scores{_pairs(train.attention_map)}",
     }
     return " + ".join(f"{getattr(weights, part):g} × {terms[part]}" for part in weights.used)
+
+
+def _pairs(pairs: Pairs | None) -> str:
+    if pairs is None:
+        return ""
+    layers = (", ".join(map(str, side)) for side in zip(*pairs, strict=True))
+    return " (student's {} with the teacher's {})".format(*layers)

@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 
 from stages.batches import PlannedBatches, decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
-from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
+from stages.config import Config, cache_spec, to_plain
 from stages.config.base import require
 from stages.context import Context
 from stages.errors import InputError, Interrupted
@@ -27,6 +27,7 @@ from stages.trained_student import publish
 from stages.training.arguments import training_arguments
 from stages.training.checkpoints import Checkpoint, Checkpoints, checkpoint_of, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
+from stages.training.fitting import check_inside
 from stages.training.log import data_wait_of, seconds_of, steps_of
 from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
@@ -180,8 +181,7 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     require_trackers(config.machine.report_to)
     reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
-    check_cosine_width(config, reader.description.hidden_size)
-    check_teacher_layers(config.train, config.cache, ModelShape.of(reader.description.teacher_config).layers)
+    check_inside(config, reader.description)
     slots_for(reader, batch_plan(config, reader), wanted_by(config.train), _memory_bytes(config))
     return reader
 
@@ -243,7 +243,13 @@ def _train(
             "train.tail is renormalise: the student is pulled to the top-k ids alone, far from the teacher; for comparison only"
         )
     teacher_head = Head.load(reader.folder) if train.reads_teacher_logits else None
-    distiller = Distiller(student, train, decoder_for(reader.description, "train"), teacher_head)
+    distiller = Distiller(
+        student,
+        train,
+        decoder_for(reader.description, "train"),
+        teacher_head,
+        teacher_width=reader.description.hidden_size,
+    )
     first_step = 0 if checkpoint is None else checkpoint.step
     batches = PlannedBatches(
         reader,

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("kd", "mlm", "cos")
 """Columns that are there whatever the weights: dvc.yaml names them."""
-_IN_WORDS = {"kd": "KD loss", "mlm": "MLM loss", "clm": "CLM loss", "cos": "cosine loss", "mse": "MSE of the logits"}
+_IN_WORDS = {
+    "kd": "KD loss",
+    "mlm": "MLM loss",
+    "clm": "CLM loss",
+    "cos": "cosine loss",
+    "mse": "MSE of the logits",
+    "hidden": "MSE of hidden states",
+    "relations": "KL of relations",
+    "attention": "MSE of attention scores",
+}
 _ALWAYS_VALIDATED = ("kl_masked", "kl_all")
 """The same of `runs/validation.csv`."""
 

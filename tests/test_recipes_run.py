@@ -141,8 +141,6 @@ def test_a_recipe_goes_all_the_way_with_a_small_teacher_of_its_family(tmp_path, 
     with (context.artefacts.runs / "train.csv").open(newline="") as file:
         steps = list(csv.DictReader(file))
     assert len(steps) == (config.train.steps or config.train.epochs * SEQUENCES // BATCH)
-    assert {term for term in steps[-1] if float(steps[-1][term] or 0) and term in config.train.weights.__dict__} == set(
-        config.train.weights.used
-    )
+    assert all(float(steps[-1][term]) > 0 for term in config.train.weights.used)
     figures = json.loads((context.artefacts.runs / "evaluation.json").read_text())
     assert figures["kl_all"] > 0

@@ -135,6 +135,8 @@ def _parts(train: TrainConfig) -> list[tuple[str, str, str, str]]:
         ", masked tokens only" if positions == "masked" else ""
         for positions in (train.kd_positions, train.cos_positions)
     )
+    last = "the last hidden states of student and teacher"
+    states = last if train.layer_map is None else "hidden states of student and teacher, mean over pairs of layers"
     panels = {
         "kd": (
             "Student: KL to the teacher (kd)",
@@ -154,12 +156,27 @@ def _parts(train: TrainConfig) -> list[tuple[str, str, str, str]]:
         "cos": (
             "Student: hidden states (cos)",
             "1 − cosine",
-            f"One minus the cosine between the last hidden states of student and teacher{of_cos}, without its weight; 0: one direction.",
+            f"One minus the cosine between {states}{of_cos}, without its weight; 0: one direction.",
         ),
         "mse": (
             "Student: logits (mse)",
             "squared difference",
             f"Squared difference between the logits of student and teacher, summed over the vocabulary{of_kd}, without its weight.",
+        ),
+        "hidden": (
+            "Student: hidden states (hidden)",
+            "squared difference",
+            f"Mean squared difference between {states}, without its weight.",
+        ),
+        "relations": (
+            "Student: self-attention relations (relations)",
+            "nats",
+            "KL from the teacher’s relations between positions to the student’s, summed over the kinds of vectors, without its weight.",
+        ),
+        "attention": (
+            "Student: attention scores (attention)",
+            "squared difference",
+            "Mean squared difference between the unnormalised attention scores of student and teacher, without its weight.",
         ),
     }
     return [(part, *panels[part]) for part in train.weights.used]
