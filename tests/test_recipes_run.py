@@ -65,6 +65,9 @@ TRAINED = {
 """Of a teacher that is trained on the spot."""
 
 
+UNCASED = partial(word_level, tiny_text(), lowercase=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """What stands in for the teacher of a recipe, where that is loaded, and what its student must be."""
@@ -72,7 +75,7 @@ class Given:
     student: str
     """`model_type`."""
     kind: str = "bert"
-    tokenizer: Callable[[], Any] = partial(word_level, tiny_text(), lowercase=True)
+    tokenizer: Callable[[], Any] = UNCASED
     blocks: int = 12
     settings: dict[str, Any] = field(default_factory=dict)
 
