@@ -5,15 +5,15 @@ kinds of vectors are S_a(x, y) = x_a y_a^T / sqrt(d), (n, n). Student and teache
 their depth nor their width has to be the same.
 
     relations   sum_t mean_a KL(softmax S_a(x, x)_t of the teacher || that of the student)
-                MiniLMv2 (Wang et al. 2021, arXiv 2012.15828, section 3.1), x being queries, keys or values
+                MiniLMv2 (Wang et al. 2021, arXiv 2012.15828, section 3), x being queries, keys or values
     attention   sum_t mean_a mean_u (S_a(q, k)_tu of the student - that of the teacher)^2
                 TinyBERT (Jiao et al. 2020, arXiv 1909.10351, eq. 7), q and k being queries and keys
 
 t and u run over real positions, of a causal model u over those up to t. Both are sums over positions, as all losses here
 (stages/losses.py): the caller divides by the positions of the whole optimizer step.
 
-Scores are (heads, n, n) for a sequence. They exist for a few sequences at a time, in float32, and become their own gradients
-before the next ones take their place: what is kept for the backward pass is as large as the vectors.
+Scores are (heads, n, n) for a sequence. They exist for a few sequences and heads at a time, in float32, and become their own
+gradients before the next ones take their place: what is kept for the backward pass is as large as the vectors.
 tests/stages/test_relations.py holds both against a dense float64 reference, value and gradient.
 """
 
@@ -31,7 +31,7 @@ from stages.projection import slices
 __all__ = ["attention_loss_sum", "laid_out", "relation_loss_sum"]
 
 _CPU_BYTES, _GPU_BYTES = 4 << 20, 256 << 20
-"""Of the scores of one side that exist at a time; of one sequence at least. A CPU keeps the smaller ones in its caches."""
+"""Of the scores of one side that exist at a time, those of one head of one sequence at least. A CPU keeps them in its caches."""
 _UNSEEN = -1e30
 """The score of a position that is not looked at: its probability is 0, and no infinity is subtracted from another."""
 
@@ -64,8 +64,8 @@ def attention_loss_sum(
 Side = tuple[Tensor, Tensor | None]
 """What is multiplied with what, (S, L, W) each; None: the first with itself."""
 Comparison = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Scores of student and teacher (n, heads, L, L), which are used up, and which count, B (n, 1, L, L) -> a value for each row
-(n, heads, L), and its gradient (n, heads, L, L) with respect to the student's scores."""
+"""Scores of student and teacher (n, L, L), which are used up, and which of them count, B (n, 1 or L, L) -> a value for each row
+(n, L), and its gradient (n, L, L) with respect to the student's scores."""
 
 
 def _divergences_(ours: Tensor, theirs: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _of_pairs(compare_: Comparison, student: Side, teacher: Side, real: Tensor, 
 
 
 class _PairLoss(torch.autograd.Function):
-    """A few sequences at a time, with the gradients of the student's vectors made in the forward pass."""
+    """A few heads of sequences at a time, with the gradients of the student's vectors made in the forward pass."""
 
     @staticmethod
     def forward(
@@ -107,41 +107,42 @@ class _PairLoss(torch.autograd.Function):
         causal: bool,
         wants_gradients: bool,
     ) -> Tensor:
-        sequences, length, width = first.shape
+        sequences, length, _ = first.shape
         device, wide = first.device, torch.promote_types(first.dtype, torch.float32)
-        at_a_time = (_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * heads * length * length)
+
+        def by_head(vectors: Tensor) -> Tensor:
+            """(S heads, L, d)."""
+            heads_apart = vectors.to(wide).reshape(sequences, length, heads, -1).transpose(1, 2)
+            return heads_apart.reshape(sequences * heads, length, -1)
+
+        q, their_q = by_head(first), by_head(their_first)
+        k, their_k = (one if two is None else by_head(two) for one, two in ((q, second), (their_q, their_second)))
+        scale, their_scale = q.shape[-1] ** -0.5, their_q.shape[-1] ** -0.5
+        of_q, of_k = (torch.empty_like(q), torch.empty_like(k)) if wants_gradients else (None, None)
+        counts = (real != 0).repeat_interleave(heads, 0)
         before = torch.ones(length, length, dtype=torch.bool, device=device).tril_() if causal else None
         total = torch.zeros((), dtype=wide, device=device)
-        of_first = torch.empty_like(first) if wants_gradients else None
-        of_second = torch.empty_like(second) if wants_gradients and second is not None else None
-
-        def by_head(vectors: Tensor, part: slice) -> Tensor:
-            """(n, heads, L, d)."""
-            return vectors[part].to(wide).reshape(-1, length, heads, vectors.shape[-1] // heads).transpose(1, 2)
-
-        def together(gradient: Tensor) -> Tensor:
-            return gradient.transpose(1, 2).flatten(2)
-
+        at_a_time = (_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * length * length)
         with torch.autocast(device.type, enabled=False):
-            for part in slices(sequences, max(1, at_a_time)):
-                # Scaled before they are multiplied: there are fewer of them than of the scores.
-                q = by_head(first, part) * (width // heads) ** -0.5
-                k = by_head(first if second is None else second, part)
-                their_q = by_head(their_first, part) * (their_first.shape[-1] // heads) ** -0.5
-                their_k = by_head(their_first if their_second is None else their_second, part)
-                seen = real[part, None, None, :] != 0
-                seen = seen if before is None else seen & before
-                values, gradient = compare_(q @ k.mT, their_q @ their_k.mT, seen)
-                weights = (real[part, None, :] != 0).to(wide) / heads
+            for part in slices(len(q), max(1, at_a_time)):
+                seen = counts[part, None, :] if before is None else counts[part, None, :] & before
+                scaled = q[part] * scale  # there are fewer of these than of the scores
+                values, gradient = compare_(scaled @ k[part].mT, (their_q[part] * their_scale) @ their_k[part].mT, seen)
+                weights = counts[part].to(wide) / heads
                 total += (values * weights).sum()
-                if of_first is None:
-                    continue
-                gradient *= weights[..., None]
-                of_q = together(gradient @ k) * (width // heads) ** -0.5
-                of_k = together(gradient.mT @ q)
-                of_first[part] = of_q if of_second is not None else of_q + of_k
-                if of_second is not None:
-                    of_second[part] = of_k
+                if of_q is not None and of_k is not None:
+                    gradient *= weights[..., None]
+                    of_q[part] = (gradient @ k[part]) * scale
+                    of_k[part] = gradient.mT @ scaled
+
+        def together(gradient: Tensor, like: Tensor) -> Tensor:
+            heads_apart = gradient.reshape(sequences, heads, length, -1)
+            return heads_apart.transpose(1, 2).reshape(like.shape).to(like.dtype)
+
+        of_first = of_second = None
+        if of_q is not None and of_k is not None:
+            of_first = together(of_q.add_(of_k) if second is None else of_q, first)
+            of_second = None if second is None else together(of_k, second)
         ctx.save_for_backward(of_first, of_second)
         return total
 

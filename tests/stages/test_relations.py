@@ -1,4 +1,4 @@
-"""Relations and attention scores, a few sequences at a time, against a dense float64 reference, value and gradient."""
+"""Relations and attention scores, a few heads of sequences at a time, against a dense float64 reference, value and gradient."""
 
 from contextlib import contextmanager
 
@@ -17,7 +17,7 @@ CASES = {
     "lengths": st.lists(st.integers(1, 6), min_size=1, max_size=4),
     "heads": st.sampled_from([1, 2, 4]),
     "causal": st.booleans(),
-    "at_a_time": st.sampled_from([1, 2, 100]),
+    "at_a_time": st.sampled_from([1, 3, 100]),
 }
 
 
@@ -68,10 +68,10 @@ def attention_reference(ours, theirs, lengths, heads, causal):
 
 
 @contextmanager
-def few_at_a_time(count, heads, lengths):
-    """Have the scores of so many sequences at the same time."""
+def few_at_a_time(count, lengths):
+    """Have the scores of so many heads of sequences at the same time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relations, "_CPU_BYTES", count * 4 * heads * max(lengths) ** 2)
+        patch.setattr(relations, "_CPU_BYTES", count * 4 * max(lengths) ** 2)
         yield
 
 
@@ -83,7 +83,7 @@ def test_relations_equal_the_float64_reference_in_value_and_gradient(seed, lengt
     ours.requires_grad_()
     expected = relations_reference(ours, theirs, lengths, heads, causal)
     (wanted,) = torch.autograd.grad(expected, ours)
-    with few_at_a_time(at_a_time, heads, lengths):
+    with few_at_a_time(at_a_time, lengths):
         found = relation_loss_sum(ours, theirs, real, heads=heads, causal=causal)
     torch.testing.assert_close(found, expected.detach())
     torch.testing.assert_close(torch.autograd.grad(found, ours)[0], wanted)
@@ -98,7 +98,7 @@ def test_attention_scores_equal_the_float64_reference_in_value_and_gradient(seed
         x.requires_grad_()
     expected = attention_reference(ours, theirs, lengths, heads, causal)
     wanted = torch.autograd.grad(expected, ours)
-    with few_at_a_time(at_a_time, heads, lengths):
+    with few_at_a_time(at_a_time, lengths):
         found = attention_loss_sum(tuple(ours), tuple(theirs), real, heads=heads, causal=causal)
     torch.testing.assert_close(found, expected.detach())
     for one, other in zip(torch.autograd.grad(found, ours), wanted, strict=True):
