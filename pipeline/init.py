@@ -103,9 +103,13 @@ def _require_empty(folder: Path) -> None:
 
 
 def _next_commands(folder: Path) -> Iterator[str]:
-    if folder.resolve() != Path.cwd():
+    here = folder.resolve()
+    around = [here, *here.parents]
+    if here != Path.cwd():
         yield shlex.join(["cd", str(folder)])
-    if not (folder / ".git").exists():
+    repository = next((parent for parent in around if (parent / ".git").exists()), None)
+    if repository is None:
         yield "git init"
-    yield "dvc init"
+    if not any((parent / ".dvc" / "config").exists() for parent in around):
+        yield "dvc init" if repository in (None, here) else "dvc init --subdir"
     yield "dvc repro"

@@ -106,7 +106,8 @@ def test_every_command_of_a_recipe_is_one_that_there_is(stages, name):
 def test_what_a_stage_reads_another_one_of_the_same_recipe_writes(stages, name):
     written = [out for stage in stages[name].values() for out in stage.outs]
     assert len(written) == len(set(written))
-    assert {dep for stage in stages[name].values() for dep in stage.deps} <= set(written)
+    read = {dep for stage in stages[name].values() for dep in stage.deps}
+    assert {dep for dep in read if not dep.startswith("../")} <= set(written)  # .. is another project
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,11 +127,20 @@ def test_every_parameter_that_a_stage_depends_on_is_in_the_file(stages, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cache_and_the_training_depend_on_all_that_the_caches_identity_covers(stages, name):
-    sections = set(cache_spec(config_of(name))) - {"algorithms", "cache"}
+def test_caches_and_the_training_depend_on_all_that_a_caches_identity_covers(stages, name):
+    sections = set(cache_spec(config_of(name))) - {"algorithms", "cache", "teacher"}
     fields = {f"cache.{field.name}" for field in dataclasses.fields(CacheConfig) if field.name not in OF_SPEED}
-    for stage in ("cache-teacher", "train-student"):
-        assert sections | fields <= set(stages[name][stage].parameters), stage
+    for stage in stages[name].values():
+        if stage.commands[-1] == "pipeline train-student" or stage.commands[0].startswith("pipeline cache-teacher"):
+            assert sections | fields <= set(stage.parameters), stage.commands
+            assert [parameter for parameter in stage.parameters if parameter.split(".")[0] in {"teacher", "teachers"}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stages_of_the_default_depend_on_no_fewer_parameters_in_another_recipe(stages, name):
+    for stage in ("corpus", "tokenize", "teacher", "cache-teacher", "train-student", "evaluate", "report"):
+        theirs, ours = ({*of[stage].parameters} for of in (stages["default"], stages[name]))
+        assert {parameter for parameter in theirs if not parameter.startswith("students.")} <= ours, stage
 
 
 @pytest.mark.parametrize("name", NAMES)

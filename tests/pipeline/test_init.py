@@ -60,6 +60,10 @@ def test_what_comes_next_is_said(tmp_path):
     done = init("manifest-only", "--into", versioned)
     assert f"next: cd {versioned}; dvc init; dvc repro" in done.stdout
     assert "what it needs stands at the top of dvc.yaml" in done.stdout
+    assert f"next: cd {versioned}/a; dvc init --subdir; dvc repro" in init("minilm", "--into", versioned / "a").stdout
+    (versioned / ".dvc").mkdir()
+    (versioned / ".dvc" / "config").touch()
+    assert f"next: cd {versioned}/b; dvc repro" in init("minilm", "--into", versioned / "b").stdout
 
 
 def test_the_folder_that_one_is_in_is_the_one_that_is_filled(tmp_path, monkeypatch):
