@@ -1,6 +1,6 @@
 """What relations of self-attention add to the recipe, and what they are worth alone, at equal steps.
 
-A real pretrained encoder (`recipes/minilm.yaml`: MiniLM-L6 with an LM head, adapted to English Wikipedia), and one student of three
+A real pretrained encoder (`recipes/minilm`: MiniLM-L6 with an LM head, adapted to English Wikipedia), and one student of three
 layers: the same initial weights, sequences, masks, order, steps and learning rate for all, from one cache.
 
     recipe      KL of the predictions, masked tokens, cosine of the last hidden states: 5 / 2 / 1
@@ -84,7 +84,7 @@ class Project:
     def __init__(self, folder: Path, *, quick: bool) -> None:
         text = None if quick else wikipedia()
         self.teacher = "MiniLM-L6, Wikipedia" if text else "the embedded default"
-        self._file = ROOT / ("recipes/minilm.yaml" if text else "params.yaml")
+        self._file = ROOT / ("recipes/minilm/params.yaml" if text else "params.yaml")
         self._overrides = [*RELATIONS, *(REAL if text else EMBEDDED), *(QUICK if quick else [])]
         if text:
             self._overrides.append(f"corpus.files.paths=[{text}]")
