@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from pipeline.compare import compare
 from stages import cache_teacher, corpus, evaluate, init_student, report, teacher, tokenize_corpus, train_student
 from stages.blocks import blocks_of
+from stages.config.base import merged
 from stages.models import load_model_config, load_tokenizer
 from stages.sequences import TokenStore
 from storage import CacheReader
@@ -308,13 +310,19 @@ def test_the_card_of_a_causal_student_says_how_it_is_used_and_its_code_runs(proj
     assert capsys.readouterr().out.startswith("This is")
 
 
-def test_the_report_of_a_causal_run_speaks_of_the_next_token_and_not_of_masks(project_of):
+def test_comparison_and_report_of_a_causal_run_speak_of_the_next_token_and_not_of_masks(project_of):
     project = project_of("gpt2")
+    project.set(**merged(parameters(FAMILIES["gpt2"]), {"train": {"steps": 2}}))
+    compare(project.config, project.context)
+    table = project.artefacts.comparison.with_suffix(".md").read_text()
+    assert re.match(r"test split, \d+ predicted tokens; seeds 0", table)
+    assert "|  | KL, all | agreement, all | CLM loss | next-token accuracy | hidden cosine |" in table
+    rows = {row["name"]: row["values"] for row in json.loads(project.artefacts.comparison.read_text())["rows"]}
+    assert all(len(values) == 5 for values in rows.values())
     project.run(report)
     html = (project.artefacts.report / "index.html").read_text(encoding="utf-8")
     shown = html.partition("<summary>All parameters</summary>")[0]
-    assert "CLM loss" in shown
-    assert "student-clm" in shown
-    assert "text-generation" in shown
-    assert "MLM" not in shown
+    for text in ("CLM loss", "student-clm", "comparison-kl", "all positions", "text-generation"):
+        assert text in shown, text
+    assert "MLM loss" not in shown
     assert not re.search(r"masked (\w+ )?token|not masked|>Masked<", shown)

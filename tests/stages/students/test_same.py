@@ -207,3 +207,17 @@ def test_the_head_of_a_student_is_its_own(kind):
     student = student_of(STUDENT, tiny_model(kind), "causal")
     tied = student.get_output_embeddings().weight is student.get_input_embeddings().weight
     assert tied is student.config.tie_word_embeddings
+
+
+def test_a_mixture_of_experts_in_some_blocks_only_is_moved_where_the_student_has_one_too():
+    experts = {
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    teacher = tiny_model("qwen2_moe", objective="causal", num_key_value_heads=2, mlp_only_layers=[1], **experts)
+    with pytest.raises(InputError, match=r"block 2 of the teacher cannot be block 1 of a student of type 'qwen2_moe'"):
+        student_of(dataclasses.replace(STUDENT, layers=2), teacher, "causal")
+    student = student_of(dataclasses.replace(STUDENT, layers=2, layer_map=(0, 1)), teacher, "causal")
+    assert type(blocks_of(student)[1].mlp) is type(blocks_of(teacher)[1].mlp)
