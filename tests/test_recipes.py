@@ -182,3 +182,13 @@ def test_the_published_masks_are_the_same_for_all_of_the_masked_ones_and_new_in_
     masking = config.masking
     assert (masking.probability, masking.mask, masking.random, masking.smoothing) == (0.15, 0.8, 0.1, 0.7)
     assert masking.variants == config.train.epochs
+
+
+def test_the_relations_recipe_has_the_published_values():
+    config = config_of("relations")
+    train, relations = config.train, config.train.relations
+    assert train.weights.used == ("relations",)
+    assert (relations.heads, relations.compared) == (48, ("queries", "keys", "values"))
+    assert (train.steps, train.batch_size, train.learning_rate, train.warmup_steps) == (400_000, 256, 6e-4, 4_000)
+    assert (train.weight_decay, train.adam_betas, train.schedule) == (0.01, (0.9, 0.999), "linear")
+    assert (config.student.layers, config.student.dropout, config.tokenize.sequence_tokens) == (6, 0.1, 512)
