@@ -33,7 +33,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from cache_of_noise import Shapes, build
+from cache_of_noise import BALANCED, Shapes, build
 from measure import Spread, arguments, finish, interleaved, one_core, ratio, rounds
 from numcodecs import zstd
 from numpy.typing import NDArray
@@ -255,6 +255,7 @@ def one_sequence(found: Arrays, sequence_id: int) -> ShardArrays:
         row_token=np.arange(rows, dtype=np.uint32),
         row_offsets=np.array([0, rows]),
         hidden=hidden,
+        hidden_layers=BALANCED.hidden_layers,
         logits=logits,
         **found,
     )

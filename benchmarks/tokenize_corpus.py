@@ -119,7 +119,7 @@ def make_project(project: Path, *, copies: int, quick: bool) -> Path:
 def config() -> Config:
     """The parameters of the original recipe, over the text and the tokenizer of `make_project`."""
     return read_config(
-        ROOT / "recipes" / "distilbert.yaml",
+        ROOT / "recipes" / "distilbert" / "params.yaml",
         [
             "corpus.source=files",
             "corpus.validation_fraction=0.02",

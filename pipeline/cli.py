@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +34,35 @@ def cli() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage or parameters, 75 another process writes this cache, 130 and 143
     interrupted (the same command resumes).
     """
+
+
+@cli.command()
+@click.argument("recipe", required=False)
+@click.option(
+    "--into",
+    "folder",
+    default=".",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="An empty folder; it is made where there is none.",
+)
+def init(recipe: str | None, folder: Path) -> None:
+    """Begin a project from a recipe.
+
+    Writes params.yaml, dvc.yaml, .gitignore and .dvcignore into an empty folder, where `dvc repro` then runs. Without
+    RECIPE: lists the recipes. What each is, needs and costs: docs/recipes.md.
+    """
+    if recipe is None and folder != Path():
+        raise click.UsageError("--into needs a RECIPE; `pipeline init` lists them")
+    from pipeline import init as beginning
+    from pipeline.failures import reported
+    from pipeline.stop import StopRequest
+
+    with StopRequest() as stop, reported(stop, debug=False):
+        if recipe is None:
+            beginning.show_recipes()
+        else:
+            beginning.initialise(recipe, folder)
 
 
 @cli.command()

@@ -22,6 +22,7 @@ from stages.cache_location import open_cache
 from stages.config import CompareConfig, Config, to_plain
 from stages.context import Context, Figure, Progress, Silent
 from stages.errors import ConfigError
+from stages.figures import PREDICTION
 from stages.outputs import write_json, write_text
 
 BEFORE = "before-training"
@@ -36,7 +37,9 @@ def compare(config: Config, context: Context) -> None:
     """
     comparison = config.compare
     if comparison is None:
-        raise ConfigError("compare is missing in params.yaml; expected its seeds and runs, as in recipes/minilm.yaml")
+        raise ConfigError(
+            "compare is missing in params.yaml; expected its seeds and runs, as in recipes/minilm/params.yaml"
+        )
     _check_names(comparison)
     plans = {name: {seed: config.of_run(name, seed) for seed in comparison.seeds} for name in comparison.runs}
     # What would be refused is refused before the first run trains for an hour.
@@ -45,7 +48,7 @@ def compare(config: Config, context: Context) -> None:
         train_student.check(run_config, context, initial_weights=run_config.student.initialise == "teacher")
     quiet = replace(context, progress=_WithoutTables(context.progress))
     evaluation = _before_training(config, quiet)
-    rows = [Row.teacher(evaluation), Row.untrained(evaluation)]
+    rows = [Row.teacher(evaluation, config.teacher.objective), Row.untrained(evaluation)]
     for number, (name, seeds) in enumerate(plans.items(), start=1):
         figures = []
         for seed, run_config in seeds.items():
@@ -93,10 +96,11 @@ def _run(config: Config, context: Context, name: str) -> dict[str, Any]:
 def _publish(
     config: Config, context: Context, seeds: Sequence[int], rows: Sequence[Row], evaluation: Mapping[str, Any]
 ) -> None:
-    split, masked = config.evaluate.split, evaluation["masked_tokens"]
+    split, objective = config.evaluate.split, config.teacher.objective
+    tokens = PREDICTION[objective][2]
     content = {
         "split": split,
-        "masked_tokens": masked,
+        tokens: evaluation[tokens],
         "seeds": list(seeds),
         "cache_root_digest": open_cache(config, context).root_digest,
         # What the runs differ from: the report says so where its own student was trained otherwise.
@@ -104,10 +108,10 @@ def _publish(
         "student": to_plain(config.student),
         "rows": [row.to_json() for row in rows],
     }
-    title = f"{split} split, {masked:,} masked tokens; seeds {', '.join(map(str, seeds))}"
+    title = f"{split} split, {evaluation[tokens]:,} {tokens.replace('_', ' ')}; seeds {', '.join(map(str, seeds))}"
     write_json(context.artefacts.comparison, content)
-    write_text(context.artefacts.comparison.with_suffix(".md"), markdown(title, rows))
-    context.progress.table(title, header(), [row.cells() for row in rows])
+    write_text(context.artefacts.comparison.with_suffix(".md"), markdown(title, rows, objective))
+    context.progress.table(title, header(objective), [row.cells(objective) for row in rows])
 
 
 def slug(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from stages.figures import LABELS, OF_THE_TEACHER
+from stages.figures import LABELS, OF_THE_TEACHER, PREDICTION, Objective, labels_of
 
 TEACHER, UNTRAINED = "teacher", "student before training"
 """Rows that are not runs."""
@@ -26,10 +26,11 @@ class Row:
     seconds: Sequence[float] = ()
 
     @classmethod
-    def teacher(cls, evaluation: Mapping[str, Any]) -> Row:
+    def teacher(cls, evaluation: Mapping[str, Any], objective: Objective) -> Row:
         """The teacher compared with itself; its cached targets say what its loss is."""
-        measured = {name: evaluation[f"teacher_{name}"] for name in ("mlm_loss", "masked_accuracy")}
-        figures = {**OF_THE_TEACHER, **measured}
+        measured = {name: evaluation[f"teacher_{name}"] for name in PREDICTION[objective][:2]}
+        of_itself = {name: value for name, value in OF_THE_TEACHER.items() if name in labels_of(objective)}
+        figures = {**of_itself, **measured}
         return cls(name=TEACHER, trained=False, values={name: [value] for name, value in figures.items()})
 
     @classmethod
@@ -48,9 +49,9 @@ class Row:
             seconds=[run["seconds"] for run in runs],
         )
 
-    def cells(self) -> list[str]:
+    def cells(self, objective: Objective) -> list[str]:
         """Name, and each figure as `SPREAD` says."""
-        return [self.name, *(_cell(self.values.get(figure, ())) for figure in LABELS)]
+        return [self.name, *(_cell(self.values.get(figure, ())) for figure in labels_of(objective))]
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in runs/comparison.json."""
@@ -64,14 +65,15 @@ class Row:
         }
 
 
-def header() -> list[str]:
+def header(objective: Objective) -> list[str]:
     """Names of the columns of `Row.cells`."""
-    return ["", *LABELS.values()]
+    return ["", *labels_of(objective).values()]
 
 
-def markdown(title: str, rows: Iterable[Row]) -> str:
+def markdown(title: str, rows: Iterable[Row], objective: Objective) -> str:
     """The table in Markdown, its title above and what the numbers are below."""
-    lines = [header(), ["---", *["---:"] * len(LABELS)], *(row.cells() for row in rows)]
+    names = header(objective)
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *(row.cells(objective) for row in rows)]
     table = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
     return f"{title}\n\n{table}\n{SPREAD.capitalize()}; KL in nats at T = 1, over the full vocabulary.\n"
 

@@ -39,6 +39,23 @@ def print_summary(title: str, rows: Mapping[str, Figure]) -> None:
     _print(console, title, table)
 
 
+def print_descriptions(title: str, rows: Mapping[str, str]) -> None:
+    """Print names and what they stand for in two columns below a title. A terminal folds what is wider than it."""
+    console = _console()
+    if not console.is_terminal:  # a grid would fill the lines up with spaces
+        width = max(map(len, rows), default=0)
+        console.print(
+            _cell("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows.items())]), console)
+        )
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style=VALUE_STYLE)
+    table.add_column()
+    for name, text in rows.items():
+        table.add_row(_cell(name, console), _cell(text, console))
+    _print(console, title, table)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
     """Print one row per result: its name first, then a value for each other column.
 

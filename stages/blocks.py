@@ -24,6 +24,7 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     found = [module for module in lists if len(module) == layers and id(module) not in inside]
     if len(found) != 1:
         raise InputError(
-            f"the blocks of a model of type {kind!r} are not found: it has {len(found)} lists of {layers} modules; expected one"
+            f"the blocks of a model of type {kind!r} are not found: it has {len(found)} lists of {layers} modules; expected one, "
+            "with a block for each layer (ALBERT, say, uses one block for all)"
         )
     return found[0]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stages.attention_vectors import attention_widths
 from stages.config import Config, cache_spec, check_teacher_layers, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
 from stages.lasting_task import LastingTask
 from stages.model_config import ModelShape
-from stages.models import folder_bytes, load_model_config, load_tokenizer, weights_digest
+from stages.models import folder_bytes, load_model_config, load_tokenizer, model_without_weights, weights_digest
 from stages.provenance import RESOLVED, read_resolved
 from stages.sequences import TokenStore
 from stages.teacher_fit import check_teacher_fits
@@ -42,6 +43,8 @@ def describe(
     if config.cache.train_top_k == vocabulary_size and config.cache.rungs["draw_from"] == "tail":
         raise refuse("cache.draw_from", "tail", f"all, as cache.top_k is the whole vocabulary ({vocabulary_size})")
     check_teacher_layers(config.train, config.cache, layers)
+    config.cache.check_attention_layers(layers)
+    widths = _attention_widths(config, folder, layers)
     return CacheDescription(
         spec=cache_spec(config),
         content=_content(context, tokens),
@@ -50,7 +53,7 @@ def describe(
         hidden_size=shape.hidden_size,
         special_tokens=dict(tokens.special_tokens),
         teacher_config=teacher_config,
-        splits={split: _describe_split(config, tokens, split, shape) for split in SPLITS if split in splits},
+        splits={split: _describe_split(config, tokens, split, shape, widths) for split in SPLITS if split in splits},
         objective=config.teacher.objective,
     )
 
@@ -116,7 +119,18 @@ def _check_origin(config: Config, context: Context) -> None:
             )
 
 
-def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: ModelShape) -> SplitDescription:
+def _attention_widths(config: Config, teacher: Path, layers: int) -> tuple[int, ...]:
+    """Of the vectors of attention that are to be cached; only the teacher's modules say it."""
+    cache = config.cache
+    if cache.attention_vectors is None:
+        return ()
+    model = model_without_weights(teacher, config.teacher.objective)
+    return attention_widths(model, cache.attention_blocks(layers), cache.attention_vectors)
+
+
+def _describe_split(
+    config: Config, tokens: TokenStore, split: Split, shape: ModelShape, widths: tuple[int, ...]
+) -> SplitDescription:
     lengths = tokens.split(split).lengths
     wanted = getattr(config.cache.sequences, split)
     if wanted is not None and wanted > len(lengths):
@@ -128,6 +142,7 @@ def _describe_split(config: Config, tokens: TokenStore, split: Split, shape: Mod
             teacher_layers=shape.layers,
             hidden_size=shape.hidden_size,
             vocabulary_size=shape.vocabulary_size,
+            attention_widths=widths,
         ),
         variants=config.masking.variants if split == "train" else 1,
         sequences=len(lengths),

@@ -20,16 +20,11 @@ def open_cache(config: Config, context: Context, *splits: Split) -> CacheReader:
     At the root it is the cache that cache/manifest.json says, bit for bit, else as `choose` finds it. At most
     `machine.local_shards_gb` of its shards lie in `.cache-work/shards`, together with those of other caches that are in use.
 
-    Raises as `CacheReader` and `RemoteReader` do, `InputError` where it is not clear which cache is meant, where it was
-    pulled without some of `splits`, and where its teacher is causal: no student learns from such a cache yet.
+    Raises as `CacheReader` and `RemoteReader` do, `InputError` where it is not clear which cache is meant, and where it was
+    pulled without some of `splits`.
     """
     artefacts = context.artefacts
     reader = CacheReader(artefacts.cache) if artefacts.root is None else _open_at_root(artefacts.root, config, context)
-    if reader.description.objective == "causal":
-        raise InputError(
-            f"{cache_name(artefacts)} is of a causal teacher, and students of those are not trained yet; expected a cache of "
-            "a masked one (teacher.objective: masked)"
-        )
     absent = [split for split in splits if split not in reader.description.splits]
     if absent:
         raise InputError(

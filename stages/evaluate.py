@@ -6,10 +6,17 @@ from stages.cache_location import open_cache
 from stages.config import Config
 from stages.context import Context
 from stages.errors import InputError
-from stages.figures import LABELS
+from stages.figures import PREDICTION, labels_of
 from stages.heads import Head
 from stages.held_out import held_out_figures
-from stages.models import DIGEST_SHOWN, count_parameters, folder_bytes, load_masked_lm, require_model, weights_digest
+from stages.models import (
+    DIGEST_SHOWN,
+    count_parameters,
+    folder_bytes,
+    load_language_model,
+    require_model,
+    weights_digest,
+)
 from stages.outputs import write_json
 from stages.provenance import write_resolved
 
@@ -22,7 +29,8 @@ def run(config: Config, context: Context) -> None:
     artefacts = context.artefacts
     require_model(artefacts.student, "the trained student", "pipeline train-student")
     reader = open_cache(config, context, config.evaluate.split)
-    student = load_masked_lm(artefacts.student, device=context.device)
+    objective = reader.description.objective
+    student = load_language_model(artefacts.student, objective=objective, attention=None, device=context.device)
     vocabulary_size = Head.of(student).vocabulary_size
     if vocabulary_size != reader.description.vocabulary_size:
         raise InputError(
@@ -40,14 +48,18 @@ def run(config: Config, context: Context) -> None:
     }
     write_json(artefacts.runs / "evaluation.json", figures)
     write_resolved(artefacts.runs / "evaluation-config.json", config, "evaluate")
-    beside_teacher = {
-        name: f"{figures[name]} (teacher {figures[f'teacher_{name}']})" for name in ("mlm_loss", "masked_accuracy")
-    }
+    loss, accuracy, tokens = PREDICTION[objective]
+    beside_teacher = {name: f"{figures[name]} (teacher {figures[f'teacher_{name}']})" for name in (loss, accuracy)}
+    predicted = "masked" if objective == "masked" else "followed by another"
     context.progress.summary(
         f"student on {config.evaluate.split}",
         {
-            **{label: beside_teacher.get(name, figures[name]) for name, label in LABELS.items() if name in figures},
-            "positions": f"{figures['positions']:,}, of which {figures['masked_tokens']:,} are masked",
+            **{
+                label: beside_teacher.get(name, figures[name])
+                for name, label in labels_of(objective).items()
+                if name in figures
+            },
+            "positions": f"{figures['positions']:,}, of which {figures[tokens]:,} are {predicted}",
             "parameters": figures["parameters"],
         },
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, labelled_first, split_batches
 from stages.context import Context
+from stages.figures import PREDICTION, Objective
 from stages.heads import Head, filled, row_chunks
 from stages.models import encoder_hidden
 from storage import CacheReader, Split
@@ -31,7 +32,9 @@ SUMS = (
     "teacher_correct",
     "cosine",
 )
-"""What `held_out_sums` adds up; the last one where hidden states of student and teacher have one size."""
+"""What `held_out_sums` adds up; the last one where hidden states of student and teacher have one size.
+
+`masked` are the tokens that are predicted, the loss on them `mlm`: by a causal model each token's successor."""
 
 
 def held_out_figures(
@@ -42,7 +45,8 @@ def held_out_figures(
     `kl_*` is KL(teacher || student) over the full vocabulary at T = 1 in nats, the teacher rebuilt from its cached hidden
     state; `agreement_*` the share of positions with the same most likely id; `mlm_loss` the cross-entropy in nats and
     `masked_accuracy` the share of correct ids on masked tokens; `hidden_cosine` the mean cosine of last hidden states,
-    where both have one size.
+    where both have one size. Of a causal teacher `clm_loss` and `next_accuracy` are those of the token that follows, and there
+    is no `*_masked`.
     """
     context.progress.begin(f"evaluate on {split}", reader.description.splits[split].sequences, "sequences")
 
@@ -51,29 +55,27 @@ def held_out_figures(
         context.stop_if_asked("nothing was written")
 
     sums = held_out_sums(student, reader, split, batch_size=batch_size, device=context.device, done=done)
-    return means(sums.tolist())
+    return means(sums.tolist(), reader.description.objective)
 
 
-def means(sums: Sequence[float]) -> dict[str, float]:
+def means(sums: Sequence[float], objective: Objective) -> dict[str, float]:
     """The figures of `held_out_figures` from sums."""
     of = dict(zip(SUMS, sums, strict=False))
     rows, masked = max(1.0, of["rows"]), max(1.0, of["masked"])
+    loss, accuracy, tokens = PREDICTION[objective]
     figures = {
-        "mlm_loss": of["mlm"] / masked,
-        "masked_accuracy": of["correct"] / masked,
-        "kl_masked": of["kl_masked"] / masked,
+        loss: of["mlm"] / masked,
+        accuracy: of["correct"] / masked,
         "kl_all": of["kl"] / rows,
-        "agreement_masked": of["agree_masked"] / masked,
         "agreement_all": of["agree"] / rows,
-        "teacher_mlm_loss": of["teacher_mlm"] / masked,
-        "teacher_masked_accuracy": of["teacher_correct"] / masked,
+        f"teacher_{loss}": of["teacher_mlm"] / masked,
+        f"teacher_{accuracy}": of["teacher_correct"] / masked,
     }
+    if objective == "masked":
+        figures |= {"kl_masked": of["kl_masked"] / masked, "agreement_masked": of["agree_masked"] / masked}
     if "cosine" in of:
         figures["hidden_cosine"] = of["cosine"] / rows
-    return {name: round(value, 5) for name, value in figures.items()} | {
-        "positions": int(rows),
-        "masked_tokens": int(masked),
-    }
+    return {name: round(value, 5) for name, value in figures.items()} | {"positions": int(rows), tokens: int(masked)}
 
 
 @torch.no_grad()  # not inference_mode: what a model keeps of a forward pass must serve the training that goes on

@@ -6,23 +6,26 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stages.cache_location import open_cache
 from stages.config import Config, ConfigError, StudentConfig, suggest
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import ModelShape, Objective
 from stages.models import (
     folder_bytes,
-    load_masked_lm,
+    language_model_from_config,
+    load_language_model,
     load_model_config,
     load_tokenizer,
-    masked_lm_from_config,
     require_model,
 )
 from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
 from stages.speed import MAX_TOKENS, compare_speed
-from stages.students import INPUTS, build_student, copy_teacher, layer_map
+from stages.students import build_student, copy_teacher, inputs_of, layer_map
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,12 +39,13 @@ def run(config: Config, context: Context, name: str) -> None:
     write_initial_weights(config, context, name)
     artefacts, student = context.artefacts, config.students[name]
     teacher_config, _ = _teacher_shape(config, context, name)
+    shape = ModelShape.of(teacher_config)
     figures = _measure(config, context, name, teacher_config)
     write_json(artefacts.speed(name), figures)
     ratio = figures["ratio"]
     rows: dict[str, str | int] = {
-        "blocks": f"{student.layers} of the teacher's {teacher_config['num_hidden_layers']}",
-        "hidden size": student.hidden_size or teacher_config["hidden_size"],
+        "blocks": f"{student.layers} of the teacher's {shape.layers}",
+        "hidden size": student.hidden_size or shape.hidden_size,
         "parameters": f"{figures['student']['parameters']:,} ({ratio['parameters']:.0%} of the teacher's)",
         "megabytes": f"{figures['student']['bytes'] / 1e6:.1f} ({ratio['bytes']:.0%} of the teacher's)",
     }
@@ -57,7 +61,7 @@ def run(config: Config, context: Context, name: str) -> None:
     rows["weights from"] = (
         f"random, seed {student.seed}"
         if student.initialise == "random"
-        else f"teacher blocks {', '.join(map(str, layer_map(student, name, teacher_config['num_hidden_layers'])))}"
+        else f"teacher blocks {', '.join(map(str, layer_map(student, name, shape.layers)))}"
     )
     context.progress.summary(f"student {name}", rows)
 
@@ -69,26 +73,34 @@ def write_initial_weights(config: Config, context: Context, name: str) -> None:
     and tokenizer, and takes them from the cache where there is no teacher. Raises `ConfigError` for a student that is not
     declared or not possible, `InputError` where what it is made from is missing.
     """
-    student, artefacts = _declared(config, name), context.artefacts
-    if config.teacher.objective == "causal":
-        raise refuse("teacher.objective", "causal", "masked: students of causal teachers are not trained yet")
+    student, artefacts, objective = _declared(config, name), context.artefacts, config.teacher.objective
     if student.initialise == "teacher":
         require_model(artefacts.teacher, "the teacher", "pipeline teacher")
     teacher_config, tokenizer_folder = _teacher_shape(config, context, name)
-    model = build_student(student, name, teacher_config)
+    model = build_student(student, name, teacher_config, objective)
     if student.initialise == "teacher":
-        blocks = layer_map(student, name, teacher_config["num_hidden_layers"])
-        copy_teacher(model, load_masked_lm(artefacts.teacher), blocks)
-    if model.config.max_position_embeddings < config.tokenize.sequence_tokens:
-        raise refuse(
-            "tokenize.sequence_tokens",
-            config.tokenize.sequence_tokens,
-            f"at most {model.config.max_position_embeddings} positions",
+        blocks = layer_map(student, name, ModelShape.of(teacher_config).layers)
+        copy_teacher(student, model, _teacher(artefacts.teacher, objective), blocks)
+    positions = ModelShape.of(model.config.to_dict()).positions
+    if positions is not None and positions < config.tokenize.sequence_tokens:
+        raise refuse("tokenize.sequence_tokens", config.tokenize.sequence_tokens, f"at most {positions} positions")
+    tokenizer = load_tokenizer(tokenizer_folder, inputs=inputs_of(model))
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer in {tokenizer_folder} has {len(tokenizer)} entries and the student's vocabulary, its teacher's, "
+            f"{model.config.vocab_size}; expected the teacher's own tokenizer; run: pipeline tokenize, and pipeline teacher"
         )
     with whole_folder(artefacts.student_init(name)) as folder:
         model.save_pretrained(folder)
-        load_tokenizer(tokenizer_folder, inputs=INPUTS).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         write_resolved(folder, config, f"students.{name}")
+
+
+def _teacher(folder: Path, objective: Objective) -> PreTrainedModel:
+    """To be copied from: causal ones, which may be large, in the arithmetic of their files."""
+    return load_language_model(
+        folder, objective=objective, attention=None, dtype="auto" if objective == "causal" else torch.float32
+    )
 
 
 def _declared(config: Config, name: str) -> StudentConfig:
@@ -115,8 +127,10 @@ def _measure(config: Config, context: Context, name: str, teacher_config: dict[s
     artefacts = context.artefacts
     folder = artefacts.student_init(name)
     # Size and speed are those of the shape: the teacher's own weights need not be read, nor be there.
-    student, teacher = load_masked_lm(folder), masked_lm_from_config(teacher_config)
-    positions = (model.config.max_position_embeddings for model in (student, teacher))
+    objective = config.teacher.objective
+    student = load_language_model(folder, objective=objective, attention=None)
+    teacher = language_model_from_config(teacher_config, objective)
+    positions = [ModelShape.of(model.config.to_dict()).positions or MAX_TOKENS for model in (student, teacher)]
     return compare_speed(
         student,
         teacher,

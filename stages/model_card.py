@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.config import Config, CorpusConfig, TeacherConfig
+from stages.config.layers import Pairs
 from stages.figures import LABELS
-from stages.students import layer_map
+from stages.model_config import ModelShape
+from stages.students import kind_of, layer_map
 from storage import CacheReader
 
 TEMPLATE = "model_card.md.j2"
@@ -23,9 +25,17 @@ METRICS = (
     ("kl_all", "kl_divergence", "KL(teacher || student), nats per position"),
     ("agreement_masked", "agreement", "top-1 agreement with the teacher on masked tokens"),
     ("agreement_all", "agreement", "top-1 agreement with the teacher on all positions"),
+    ("clm_loss", "loss", "cross-entropy, nats per next token"),
+    ("next_accuracy", "accuracy", "accuracy on next tokens"),
     ("hidden_cosine", "cosine_similarity", "cosine similarity of the last hidden states"),
 )
 """Figure of stages/held_out.py, type and name of the hub's metric."""
+
+TASKS = {
+    "masked": ("fill-mask", "Masked language modelling"),
+    "causal": ("text-generation", "Causal language modelling"),
+}
+"""By the teacher's objective: the hub's tag and, in words, what the figures are of."""
 
 
 def model_card(
@@ -44,24 +54,27 @@ def model_card(
     bytes, and DVC runs what follows only where the student is another one.
     """
     corpus, teacher, student, description = config.corpus, config.teacher, config.student, cache.description
-    distilled = config.train.distils
+    distilled, objective = config.train.distils, description.objective
+    kind, tag = kind_of(student, description.teacher_config, objective)
     tags = ["distillation", "knowledge-distillation"] if distilled else []
     header = ModelCardData(
         library_name="transformers",
-        pipeline_tag="fill-mask",
-        tags=[*tags, "teacher-cache", student.architecture],
+        pipeline_tag=TASKS[objective][0],
+        tags=[*tags, "teacher-cache", tag],
         base_model=teacher.load.hub_id if teacher.load and "load" in teacher.used else None,
         datasets=[corpus.hub.name] if corpus.hub and corpus.source == "hub" else None,
         model_name=config.train.student,
-        eval_results=list(_eval_results(corpus, figures["validation"])),
+        eval_results=list(_eval_results(corpus, figures["validation"], TASKS[objective])),
     )
-    teacher_layers = description.teacher_config["num_hidden_layers"]
+    teacher_layers = ModelShape.of(description.teacher_config).layers
     copied = layer_map(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
     template = _environment().get_template(TEMPLATE)
     body = template.render(
         config=config,
         cache=cache,
         model_id=model_id,
+        kind=kind,
+        causal=objective == "causal",
         distilled=distilled,
         figures=figures,
         provenance=provenance,
@@ -94,12 +107,12 @@ def _environment() -> Environment:
     )
 
 
-def _eval_results(corpus: CorpusConfig, validation: Mapping[str, float]) -> Iterator[EvalResult]:
+def _eval_results(corpus: CorpusConfig, validation: Mapping[str, float], task: tuple[str, str]) -> Iterator[EvalResult]:
     for figure, kind, name in METRICS:
         if figure in validation:
             yield EvalResult(
-                task_type="fill-mask",
-                task_name="Masked language modelling",
+                task_type=task[0],
+                task_name=task[1],
                 metric_type=kind,
                 metric_name=name,
                 metric_value=float(validation[figure]),
@@ -157,7 +170,17 @@ def _loss(config: Config) -> str:
         "kd": f"{train.temperature:g}² KL(teacher || student) at temperature {train.temperature:g}{of_kd}",
         "mlm": "masked-LM cross-entropy",
         "clm": "next-token cross-entropy",
-        "cos": f"(1 - cosine of the last hidden states{of_cos})",
+        "cos": f"(1 - cosine of {'the last ' if train.layer_map is None else ''}hidden states{_pairs(train.layer_map)}{of_cos})",
         "mse": f"squared difference of the logits{of_kd}",
+        "hidden": f"mean squared difference of hidden states{_pairs(train.layer_map)}",
+        "relations": "KL of self-attention relations",
+        "attention": f"mean squared difference of attention scores{_pairs(train.attention_map)}",
     }
     return " + ".join(f"{getattr(weights, part):g} × {terms[part]}" for part in weights.used)
+
+
+def _pairs(pairs: Pairs | None) -> str:
+    if pairs is None:
+        return ""
+    layers = (", ".join(map(str, side)) for side in zip(*pairs, strict=True))
+    return " (student's {} with the teacher's {})".format(*layers)

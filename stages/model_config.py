@@ -45,6 +45,11 @@ def refuse_unsupported(raw: Mapping[str, Any], name: str, objective: Objective) 
         )
 
 
+def class_name(config: Mapping[str, Any], objective: Objective) -> str:
+    """The class in transformers of a model with this configuration (from `models.load_model_config`), which has one for `objective`."""
+    return str(_FAMILIES[objective][CONFIG_MAPPING[config["model_type"]]].__name__)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """What the stages need to know of a model's size, whatever its family calls it."""

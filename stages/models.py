@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,10 +87,13 @@ def load_language_model(
     return model
 
 
-def masked_lm_from_config(config: Mapping[str, Any]) -> PreTrainedModel:
-    """A masked language model of this shape (from `load_model_config`) with random weights: float32, CPU, eval mode."""
-    model: PreTrainedModel = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]  # it has no annotations
-        AutoConfig.for_model(**config), attn_implementation="sdpa", dtype=torch.float32
+def language_model_from_config(config: Mapping[str, Any], objective: Objective) -> PreTrainedModel:
+    """A language model of this shape (from `load_model_config`) with random weights: float32, CPU, eval mode.
+
+    With the best attention kernel that its family has. Raises `ValueError` for a shape that the family refuses.
+    """
+    model: PreTrainedModel = _CLASSES[objective].from_config(
+        AutoConfig.for_model(**deepcopy(dict(config))), dtype=torch.float32
     )
     model.train(False)
     return model

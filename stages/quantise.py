@@ -5,7 +5,7 @@ Bit for bit what `storage.codecs` encodes on the same values; FORMAT.md, section
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,24 +13,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage import Layout
+from storage import Layout, VectorName
 from storage.codecs import GAP_MAX, INT8_MAX
 
-_CODED_AS: dict[str, np.dtype[Any]] = {"bfloat16": np.dtype("<u2")}
-"""For codings that torch and numpy hold in other types of the same size."""
+_BFLOAT16_BITS = np.dtype("<u2")
+"""torch has them as signed integers of the same size."""
+_VECTORS: tuple[VectorName, ...] = get_args(VectorName)
+CODED = frozenset({"top_gap", *_VECTORS, *(f"{name}_scale" for name in _VECTORS)})
+"""Names of all arrays that are coded here."""
 
 
 def encode_hidden(layout: Layout, states: Tensor) -> dict[str, Tensor]:
     """The stored arrays (`hidden`, perhaps `hidden_scale`) of hidden states (R, L, H) in any floating-point type."""
-    match layout.hidden:
+    return encode_vectors(layout, "hidden", states)
+
+
+def encode_vectors(layout: Layout, name: VectorName, vectors: Tensor) -> dict[str, Tensor]:
+    """The stored arrays (`<name>`, perhaps `<name>_scale`) of vectors (R, L, W) in any floating-point type."""
+    match layout.coding(name):
         case "int8":
-            return _int8_groups(states.float(), layout.hidden_group)
+            quantised, scale = _int8_groups(vectors.float(), layout.hidden_group)
+            return {name: quantised, f"{name}_scale": scale}
         case "bfloat16":
-            return {"hidden": states.float().bfloat16().view(torch.int16)}
+            return {name: vectors.float().bfloat16().view(torch.int16)}
         case "float16":
-            return {"hidden": states.half()}
+            return {name: vectors.half()}
         case _:
-            return {"hidden": states.float()}
+            return {name: vectors.float()}
 
 
 def encode_logits(layout: Layout, logits: Tensor) -> dict[str, Tensor]:
@@ -48,11 +57,13 @@ def encode_logits(layout: Layout, logits: Tensor) -> dict[str, Tensor]:
 
 
 def as_stored(layout: Layout, name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """An array that `encode_hidden` or `encode_logits` gave, in the type that storage has it in."""
-    return array.view(_CODED_AS[layout.hidden]) if name == "hidden" and layout.hidden in _CODED_AS else array
+    """An array that `encode_vectors` or `encode_logits` gave, in the type that storage has it in."""
+    is_bfloat16 = name in _VECTORS and layout.coding(name) == "bfloat16"
+    return array.view(_BFLOAT16_BITS) if is_bfloat16 else array
 
 
-def _int8_groups(values: Tensor, group: int) -> dict[str, Tensor]:
+def _int8_groups(values: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """int8 and the float16 scales of float32 values, groups along the last axis."""
     width = values.shape[-1]
     groups = -(-width // group)
     grouped = F.pad(values, (0, groups * group - width)).reshape(*values.shape[:-1], groups, group)
@@ -64,4 +75,4 @@ def _int8_groups(values: Tensor, group: int) -> dict[str, Tensor]:
     scale = (scale.view(torch.int16) + too_small.to(torch.int16)).view(torch.float16)
     divisor = torch.where(scale == 0, 1.0, scale.float())
     quantised = (grouped / divisor[..., None]).round().to(torch.int8).flatten(-2)[..., :width]
-    return {"hidden": quantised, "hidden_scale": scale}
+    return quantised, scale

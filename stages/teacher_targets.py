@@ -20,12 +20,12 @@ from stages.draws import ShardUniforms, count_draws
 from stages.errors import Interrupted
 from stages.heads import Head
 from stages.masking import SeesTokens
-from stages.model_config import ModelShape
-from stages.models import encoder_states, head_device, input_device
-from stages.quantise import as_stored, encode_hidden
+from stages.models import head_device, input_device
+from stages.quantise import CODED, as_stored, encode_vectors
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
 from stages.sharing import never
+from stages.teacher_vectors import TeacherVectors
 from storage import Layout, ShardId, ShardTargets
 
 if TYPE_CHECKING:
@@ -121,9 +121,6 @@ def batches(offsets: npt.NDArray[np.integer[Any]], batch_tokens: int) -> Iterato
         )
 
 
-_CODED = frozenset({"hidden", "hidden_scale", "top_gap"})
-
-
 @dataclass(frozen=True)
 class Computed:
     """What the teacher said about a shard: on its way from the device, perhaps."""
@@ -140,7 +137,7 @@ class Computed:
         if self.copied is not None:
             self.copied.synchronize()
         arrays = {name: as_stored(self.layout, name, tensor.numpy()) for name, tensor in self.columns.items()}
-        encoded = {name: array for name, array in arrays.items() if name in _CODED}
+        encoded = {name: array for name, array in arrays.items() if name in CODED}
         return ShardTargets(
             sequence_offsets=self.seen.offsets,
             original_ids=self.seen.original_ids,
@@ -149,6 +146,7 @@ class Computed:
             row_token=self.row_token,
             stat=arrays["stat"],
             hidden=None,
+            attention={},
             encoded=encoded,
             **_kept_logits(arrays),
             **_kept_draws(arrays),
@@ -179,7 +177,6 @@ class TargetsComputer:
         self._rows = RowTargets(head, temperatures, compiled=compiled)
         self._pad_id = pad_id
         self._batch_tokens = batch_tokens
-        self._layers = ModelShape.of(teacher.config.to_dict()).layers
 
     @torch.inference_mode()
     def compute(self, seen: SeenSequences, layout: Layout, should_stop: Callable[[], bool] = never) -> Computed:
@@ -192,26 +189,25 @@ class TargetsComputer:
         row_of_token = np.full(len(seen.original_ids), -1, np.int64)
         row_of_token[of_token] = np.arange(len(of_token))
         columns = _Columns(len(of_token))
-        for batch in batches(seen.offsets, self._batch_tokens):
-            if should_stop():
-                raise Interrupted("the shard in hand was dropped")
-            kept = np.flatnonzero(row_of_token[batch.tokens] >= 0)
-            rows = self._sent(row_of_token[batch.tokens[kept]])
-            places = self._sent(batch.places[kept])
-            last, cached = self._encode(seen.input_ids, batch, layout.hidden_layers)
-            if cached:
-                states = torch.stack([state.flatten(0, 1)[places] for state in cached], 1)
-                columns.put(rows, encode_hidden(layout, states))
-            drawn = self._uniforms(seen, batch, layout.draws)
-            uniform = None if drawn is None else self._sent(drawn[kept])
-            for part, found in self._rows.of(last.flatten(0, 1)[places].float(), uniform, layout):
-                columns.put(rows[part], found)
+        with TeacherVectors(self._teacher, layout) as teacher:
+            for batch in batches(seen.offsets, self._batch_tokens):
+                if should_stop():
+                    raise Interrupted("the shard in hand was dropped")
+                kept = np.flatnonzero(row_of_token[batch.tokens] >= 0)
+                rows = self._sent(row_of_token[batch.tokens[kept]])
+                places = self._sent(batch.places[kept])
+                last, vectors = teacher.of(*self._padded(seen.input_ids, batch))
+                for name, of_layers in vectors.items():
+                    states = torch.stack([state.flatten(0, 1)[places] for state in of_layers], 1)
+                    columns.put(rows, encode_vectors(layout, name, states))
+                drawn = self._uniforms(seen, batch, layout.draws)
+                uniform = None if drawn is None else self._sent(drawn[kept])
+                for part, found in self._rows.of(last.flatten(0, 1)[places].float(), uniform, layout):
+                    columns.put(rows[part], found)
         return Computed(seen, layout, row_token, *columns.in_memory())
 
-    def _encode(
-        self, input_ids: npt.NDArray[np.integer[Any]], batch: Batch, layers: tuple[int, ...]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The last hidden state of a padded batch and those of `layers`, (sequences, tokens, H)."""
+    def _padded(self, input_ids: npt.NDArray[np.integer[Any]], batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Ids and attention mask of a batch, i8 (sequences, tokens), where the teacher reads them."""
         padded = np.full(batch.shape, self._pad_id, np.int64)
         padded.flat[batch.places] = input_ids[batch.tokens]
         mask = None  # without padding, attention has its fastest kernels
@@ -219,9 +215,7 @@ class TargetsComputer:
             real = np.zeros(batch.shape, np.int64)
             real.flat[batch.places] = 1
             mask = self._sent(real, self._input_device)
-        below = [layer for layer in layers if layer != self._layers]
-        last, states = encoder_states(self._teacher, self._sent(padded, self._input_device), mask, below)
-        return last, [states.get(layer, last) for layer in layers]
+        return self._sent(padded, self._input_device), mask
 
     def _uniforms(self, seen: SeenSequences, batch: Batch, draws: int) -> npt.NDArray[np.float64] | None:
         """f8 (tokens of the batch, draws), in the order of its `tokens`; None without draws."""

@@ -27,6 +27,7 @@ from stages.config.base import refuse
 from stages.context import Context
 from stages.device import Precision
 from stages.errors import Interrupted, StageError
+from stages.figures import PREDICTION
 from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
 from stages.masking import Masker, SeesTokens, Unmasked, next_tokens
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 HELD_OUT_SEQUENCES = 2048
 """Sequences that the held-out figures are computed on, at most: a standard error of about 0.02 nats."""
 HELD_OUT_BATCH = 64
-MASKED_FIGURES = ("mlm_loss", "masked_accuracy", "masked_tokens")
 _LOG_STEPS = 25
 _ROW_MULTIPLE = 64
 """Masked positions of a batch are filled up to a multiple of this. On a CPU oneDNN compiles kernels for every new shape
@@ -260,6 +260,6 @@ def held_out_figures(
         count += int((targets != IGNORED).sum())
         context.progress.advance(len(batch["input_ids"]))
         context.stop_if_asked("nothing was published")
-    names = ("clm_loss", "next_accuracy", "predicted_tokens") if isinstance(seen, Unmasked) else MASKED_FIGURES
+    names = PREDICTION["causal" if isinstance(seen, Unmasked) else "masked"]
     values = (round(loss / max(1, count), 5), round(correct / max(1, count), 5), count)
     return {**dict(zip(names, values, strict=True)), "sequences": len(examples)}

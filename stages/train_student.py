@@ -14,18 +14,20 @@ from transformers import PrinterCallback
 
 from stages.batches import PlannedBatches, decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
-from stages.config import Config, cache_spec, check_cosine_width, check_teacher_layers, to_plain
+from stages.config import Config, cache_spec, to_plain
 from stages.config.base import require
 from stages.context import Context
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
-from stages.models import load_masked_lm, weights_digest
+from stages.model_config import ModelShape
+from stages.models import load_language_model, load_model_config, weights_digest
 from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.sequences import TokenStore
 from stages.trained_student import publish
 from stages.training.arguments import training_arguments
 from stages.training.checkpoints import Checkpoint, Checkpoints, checkpoint_of, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
+from stages.training.fitting import check_inside
 from stages.training.log import data_wait_of, seconds_of, steps_of
 from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
@@ -69,7 +71,7 @@ def run(config: Config, context: Context) -> None:
     )
     with joined(context) as processes:
         reader = _fitting_cache(config, context)
-        student = _initial_student(config, context)
+        student = _initial_student(config, context, reader)
         run_ = plan_run(config, context, reader)
         context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
         # One launch trains a run: a `dvc repro` that was killed leaves its stage running.
@@ -100,7 +102,7 @@ def _train_and_publish(
     if trains:
         history = _train(config, context, reader, student, run_, checkpoints, checkpoint, processes)
         if config.machine.fsdp:  # no process holds the whole of it
-            student = _initial_student(config, context)
+            student = _initial_student(config, context, reader)
             load_weights(student, checkpoint_of(folder, steps_of(history)))
     elif checkpoint is not None:  # killed between the last checkpoint and the publication
         load_weights(student, checkpoint.folder)
@@ -169,9 +171,9 @@ def check(config: Config, context: Context, *, initial_weights: bool = True) -> 
 
     Raises as `run` does.
     """
-    _fitting_cache(config, context)
+    reader = _fitting_cache(config, context)
     if initial_weights:
-        _initial_folder(config, context)
+        _initial_folder(config, context, reader)
 
 
 def _fitting_cache(config: Config, context: Context) -> CacheReader:
@@ -179,8 +181,7 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     require_trackers(config.machine.report_to)
     reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
-    check_cosine_width(config, reader.description.hidden_size)
-    check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
+    check_inside(config, reader.description)
     slots_for(reader, batch_plan(config, reader), wanted_by(config.train), _memory_bytes(config))
     return reader
 
@@ -189,15 +190,15 @@ def _memory_bytes(config: Config) -> int:
     return int(config.machine.shard_memory_gb * 2**30)
 
 
-def _initial_student(config: Config, context: Context) -> PreTrainedModel:
-    folder = _initial_folder(config, context)
+def _initial_student(config: Config, context: Context, reader: CacheReader) -> PreTrainedModel:
+    folder = _initial_folder(config, context, reader)
     # On short sequences a CPU takes a quarter less time for a training step with eager attention; this is not saved.
     short = context.device == "cpu" and config.tokenize.sequence_tokens <= 128
-    return load_masked_lm(folder, attention="eager" if short else "sdpa")
+    return load_language_model(folder, objective=reader.description.objective, attention="eager" if short else None)
 
 
-def _initial_folder(config: Config, context: Context) -> Path:
-    """Where the initial weights are, made with the student's parameters."""
+def _initial_folder(config: Config, context: Context, reader: CacheReader) -> Path:
+    """Where the initial weights are, made with the student's parameters for this cache's teacher."""
     name = config.train.student
     folder = context.artefacts.student_init(name)
     command = f"pipeline init-student {name}"
@@ -215,6 +216,13 @@ def _initial_folder(config: Config, context: Context) -> Path:
     )
     if differences:
         raise InputError(f"{folder} was made with other parameters: {'; '.join(differences)}; run: {command}{place}")
+    shape, description = ModelShape.of(load_model_config(folder)), reader.description
+    width = config.student.hidden_size or description.hidden_size
+    if (shape.vocabulary_size, shape.hidden_size) != (description.vocabulary_size, width):
+        raise InputError(
+            f"{folder} was made for another teacher: its vocabulary is {shape.vocabulary_size} and its hidden size {shape.hidden_size}; "
+            f"expected {description.vocabulary_size} and {width}, as {cache_name(context.artefacts)} has them; run: {command}{place}"
+        )
     return folder
 
 
@@ -235,7 +243,13 @@ def _train(
             "train.tail is renormalise: the student is pulled to the top-k ids alone, far from the teacher; for comparison only"
         )
     teacher_head = Head.load(reader.folder) if train.reads_teacher_logits else None
-    distiller = Distiller(student, train, decoder_for(reader.description, "train"), teacher_head)
+    distiller = Distiller(
+        student,
+        train,
+        decoder_for(reader.description, "train"),
+        teacher_head,
+        teacher_width=reader.description.hidden_size,
+    )
     first_step = 0 if checkpoint is None else checkpoint.step
     batches = PlannedBatches(
         reader,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from stages.config import Config
 from stages.context import Context
 from stages.errors import StageError
-from stages.figures import LABELS
+from stages.figures import LABELS, closest, labels_of
 from stages.held_out import held_out_figures
 from stages.model_card import model_card
-from stages.models import DIGEST_SHOWN, count_parameters, load_masked_lm, load_tokenizer, weights_digest
+from stages.models import DIGEST_SHOWN, count_parameters, load_language_model, load_tokenizer, weights_digest
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
-from stages.students import INPUTS
+from stages.students import inputs_of
 from stages.training.distiller import PARTS
 from stages.training.validation import validations
 from storage import CacheReader
@@ -25,8 +25,18 @@ if TYPE_CHECKING:
 
 _ALWAYS = ("kd", "mlm", "cos")
 """Columns that are there whatever the weights: dvc.yaml names them."""
-_IN_WORDS = {"kd": "KD loss", "mlm": "MLM loss", "clm": "CLM loss", "cos": "cosine loss", "mse": "MSE of the logits"}
-VALIDATION_COLUMNS = ("step", *LABELS)
+_IN_WORDS = {
+    "kd": "KD loss",
+    "mlm": "MLM loss",
+    "clm": "CLM loss",
+    "cos": "cosine loss",
+    "mse": "MSE of the logits",
+    "hidden": "MSE of hidden states",
+    "relations": "KL of relations",
+    "attention": "MSE of attention scores",
+}
+_ALWAYS_VALIDATED = ("kl_masked", "kl_all")
+"""The same of `runs/validation.csv`."""
 
 
 def publish(
@@ -56,7 +66,7 @@ def publish(
     }
     with whole_folder(artefacts.student) as folder:
         student.save_pretrained(folder)
-        load_tokenizer(reader.folder / "tokenizer", inputs=INPUTS).save_pretrained(folder)
+        load_tokenizer(reader.folder / "tokenizer", inputs=inputs_of(student)).save_pretrained(folder)
         write_resolved(folder, config, "train", f"students.{name}")
         validation = _validate(folder, config, context, reader)
         card = model_card(
@@ -73,7 +83,9 @@ def publish(
     write_csv(artefacts.runs / "train.csv", ("step", "loss", *columns, "learning_rate", "grad_norm"), steps)
     # Without validations on the way the finished student's is the only one.
     held_out = validations(history) or [{"step": figures["kept_step"], **validation}]
-    write_csv(artefacts.runs / "validation.csv", VALIDATION_COLUMNS, held_out)
+    of_objective = labels_of(reader.description.objective)
+    shown = [name for name in LABELS if name in (*_ALWAYS_VALIDATED, *of_objective)]
+    write_csv(artefacts.runs / "validation.csv", ("step", *shown), held_out)
     write_json(artefacts.runs / "train.json", {**figures, "last": last, "validation": validation})
     write_json(artefacts.runs / "provenance.json", provenance)
     context.progress.summary(
@@ -85,8 +97,7 @@ def publish(
             "loss at the end": last["loss"],
             **{f"{_IN_WORDS[part]} at the end": last[part] for part in parts},
             **{
-                f"{LABELS[figure]} (validation)": validation[figure]
-                for figure in ("kl_masked", "agreement_masked", "mlm_loss")
+                f"{LABELS[figure]} (validation)": validation[figure] for figure in closest(reader.description.objective)
             },
             "cache root digest": reader.root_digest[:12],
             "seconds": figures["seconds"],
@@ -96,7 +107,7 @@ def publish(
 
 def _validate(folder: Path, config: Config, context: Context, reader: CacheReader) -> dict[str, float]:
     """Figures on the validation split of what was saved: loaded anew, so they do not depend on how training ended."""
-    student = load_masked_lm(folder, device=context.device)
+    student = load_language_model(folder, objective=reader.description.objective, attention=None, device=context.device)
     figures = held_out_figures(student, reader, "validation", batch_size=config.train.micro_batch_size, context=context)
     for name, value in figures.items():
         if not math.isfinite(value):

@@ -32,9 +32,10 @@ from stages.device import torch_dtype
 from stages.errors import InputError
 from stages.heads import Head, row_chunks
 from stages.model_config import ModelShape
-from stages.models import encoder_hidden, head_device, input_device, load_language_model, require_model, weights_digest
+from stages.models import head_device, input_device, load_language_model, require_model, weights_digest
 from stages.teacher_loading import spread_of
-from storage import CacheDescription, CacheReader, ShardId, Split, decode_hidden, encode_hidden
+from stages.teacher_vectors import TeacherVectors
+from storage import CacheDescription, CacheReader, ShardId, Split, VectorName, decode_vectors, encode_vectors
 
 ROUNDING = {
     "float32": (256 * 2.0**-24, 4096 * 2.0**-24),
@@ -131,18 +132,25 @@ def compare_with_teacher(
                 ROUNDING[made["precision"]][0 if same else 1],
                 last_layer=ModelShape.of(description.teacher_config).layers,
             )
-            arrays = reader.load(shard)
+            arrays, layout = reader.load(shard), description.splits[shard.split].layout
             for begin in range(0, len(places), _BATCH):
                 context.stop_if_asked("nothing was changed")
                 rows = arrays.select(np.asarray(places[begin : begin + _BATCH]))
-                wanted = Wanted(hidden=comparison.has_hidden, logits=True)
+                wanted = Wanted(
+                    hidden=False, logits=True, layers=layout.hidden_layers, attention=layout.attention_vectors
+                )
                 batch = {
                     name: tensor.to(device)
                     for name, tensor in to_batch(rows, pad_id=description.pad_id, wanted=wanted).items()
                 }
                 seen = (batch[name].to(input_device(teacher)) for name in ("input_ids", "attention_mask"))
-                states = encoder_hidden(teacher, *seen).flatten(0, 1)
-                comparison.add(sums.setdefault(shard.split, _Sums()), states[batch["row_index"]].float(), batch)
+                with TeacherVectors(teacher, layout) as tapped:
+                    last, vectors = tapped.of(*seen)
+                of_split = sums.setdefault(shard.split, _Sums())
+                comparison.add(of_split, _of_rows(last, batch), batch)
+                for name, of_layers in vectors.items():
+                    for layer, states in zip(layout.layers(name), of_layers, strict=True):
+                        comparison.add_vectors(of_split, name, layer, _of_rows(states, batch), batch)
                 context.progress.advance(rows.sequence_ids.size, shard=str(shard))
     return Agreement(
         sequences=sum(map(len, chosen.values())),
@@ -174,12 +182,19 @@ def hardware(context: Context) -> dict[str, str | int]:
     return dict(zip(HARDWARE, here, strict=True))
 
 
+def _of_rows(states: Tensor, batch: Batch) -> Tensor:
+    """f4 (R, W) of (S, L, W)."""
+    return states.flatten(0, 1)[batch["row_index"]].float()
+
+
 class _Sums:
     """Of the positions of one split: sums of what is averaged, and the largest of what is bounded for each row."""
 
     def __init__(self) -> None:
         self.total: defaultdict[str, float] = defaultdict(float)
         self.largest: defaultdict[str, float] = defaultdict(float)
+        self.turns: dict[str, Tensor] = {}
+        """By what was compared: f8 (3,), the sums of 1 - cosine as found, as the codec makes it, and as rounding does."""
 
     def figures(self, split: Split) -> Iterator[Measured]:
         rows = max(1.0, self.total["rows"])
@@ -187,8 +202,11 @@ class _Sums:
         if "kl" in mean:
             yield Measured(split=split, name="KL through the head, nats", found=mean["kl"],
                            limit=(mean["kl_codec"] ** 0.5 + mean["kl_rounding"] ** 0.5) ** 2)  # fmt: skip
-            yield Measured(split=split, name="1 - cosine of hidden states", found=mean["turn"],
-                           limit=(mean["turn_codec"] ** 0.5 + mean["turn_rounding"] ** 0.5) ** 2)  # fmt: skip
+        for name, turns in self.turns.items():
+            found, codec, rounding = (turns / rows).tolist()
+            yield Measured(
+                split=split, name=f"1 - cosine of {name}", found=found, limit=(codec**0.5 + rounding**0.5) ** 2
+            )
         if "kl_top" in mean:
             yield Measured(
                 split=split, name="KL over the cached ids, nats", found=mean["kl_top"], limit=mean["kl_top_limit"]
@@ -207,20 +225,15 @@ class _Comparison:
         self, decoder: TargetDecoder, head: Head, cached_head: Head, rounding: float, *, last_layer: int
     ) -> None:
         self._decoder, self._head, self._cached_head, self._rounding = decoder, head, cached_head, rounding
-        layout = decoder.layout
-        self.has_hidden = layout.hidden != "none" and layout.hidden_layers[-1] == last_layer
+        self._last_layer = last_layer
+        self._has_last = last_layer in decoder.layout.hidden_layers
 
     def add(self, sums: _Sums, states: Tensor, batch: Batch) -> None:
         """`states` f4 (R, H): the teacher's last hidden states of the batch's rows, now."""
         sums.total["rows"] += len(states)
         cached = coded = None
-        if self.has_hidden:
-            cached, coded = self._decoder.hidden(batch), self._through_codec(states)
-            for name, other in (("turn", cached), ("turn_codec", coded)):
-                sums.total[name] += float(
-                    (1 - F.cosine_similarity(states.double(), other.double(), dim=-1)).clamp_min(0).sum()
-                )
-            sums.total["turn_rounding"] += len(states) * self._rounding**2 / 2
+        if self._has_last:
+            cached, coded = self._decoder.hidden(batch), self._through_codec("hidden", states)
         for part in row_chunks(len(states), self._head.vocabulary_size):
             now = self._head.logits(states[part]).double()
             bound = self._rounding * (1 + now.abs().amax(-1))
@@ -234,10 +247,25 @@ class _Comparison:
                     sums, now, bound, {name: batch[name][part] for name in batch if name.startswith(("top", "stat"))}
                 )
 
-    def _through_codec(self, states: Tensor) -> Tensor:
+    def add_vectors(self, sums: _Sums, name: VectorName, layer: int, states: Tensor, batch: Batch) -> None:
+        """`states` f4 (R, W): the teacher's vectors of one cached layer for the batch's rows, now."""
+        if name == "hidden":
+            cached = self._decoder.hidden(batch, layer)
+            what = "hidden states" if layer == self._last_layer else f"hidden states of layer {layer}"
+        else:
+            cached = self._decoder.attention(batch, name, layer)
+            what = f"{name} of block {layer}"
+        turned = [
+            (1 - F.cosine_similarity(states.double(), other.double(), dim=-1)).clamp_min(0).sum().cpu()
+            for other in (cached, self._through_codec(name, states))
+        ]
+        turned.append(torch.tensor(len(states) * self._rounding**2 / 2, dtype=torch.float64))
+        sums.turns[what] = sums.turns.get(what, 0) + torch.stack(turned)
+
+    def _through_codec(self, name: VectorName, states: Tensor) -> Tensor:
         layout = self._decoder.layout
-        stored = encode_hidden(layout, states[:, None].cpu().numpy())
-        return torch.from_numpy(decode_hidden(layout, stored))[:, 0].to(states.device)
+        stored = encode_vectors(layout, name, states[:, None].cpu().numpy())
+        return torch.from_numpy(decode_vectors(layout, name, stored))[:, 0].to(states.device)
 
     def _add_logsumexp(self, sums: _Sums, now: Tensor, bound: Tensor, stat: Tensor) -> None:
         for index, temperature in enumerate(self._decoder.temperatures):

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from storage.arrays import Target
-from storage.codecs import decode_hidden, decode_logits, encode_hidden, encode_logits
+from storage.codecs import (
+    decode_hidden,
+    decode_logits,
+    decode_vectors,
+    encode_hidden,
+    encode_logits,
+    encode_vectors,
+)
 from storage.description import CacheDescription, SplitDescription
 from storage.errors import (
     CacheError,
@@ -17,15 +24,18 @@ from storage.errors import (
 from storage.identity import canonical_json, differing_fields, digest_arrays, fingerprint
 from storage.layout import (
     FORMAT_VERSION,
+    PARTS,
     SPLITS,
     DrawFromName,
     HiddenName,
     Layout,
     LogitsName,
+    PartName,
     PositionsName,
     SelectionName,
     ShardId,
     Split,
+    VectorName,
 )
 from storage.loader import ShardLoader
 from storage.loader_process import SharedBy
@@ -40,6 +50,7 @@ from storage.work import CacheWork
 
 __all__ = [
     "FORMAT_VERSION",
+    "PARTS",
     "SPLITS",
     "CacheDescription",
     "CacheError",
@@ -56,6 +67,7 @@ __all__ = [
     "LogitsName",
     "MismatchError",
     "Part",
+    "PartName",
     "PositionsName",
     "SelectionName",
     "ShardArrays",
@@ -67,15 +79,18 @@ __all__ = [
     "Split",
     "SplitDescription",
     "Target",
+    "VectorName",
     "Verified",
     "canonical_json",
     "decode_hidden",
     "decode_logits",
+    "decode_vectors",
     "decoded_bytes",
     "differing_fields",
     "digest_arrays",
     "encode_hidden",
     "encode_logits",
+    "encode_vectors",
     "fingerprint",
     "verify_cache",
 ]

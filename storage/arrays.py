@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 
 from storage.codecs import BFLOAT16_INFINITY, GAP_MAX, INT8_FILL, INT8_MAX, row_blocks, row_values
 from storage.description import CacheDescription
-from storage.layout import Layout
+from storage.layout import Layout, VectorName
 
 Axis = Literal["offsets", "tokens", "rows", "entries", "draws"]
 Compressor = Literal["zstd", "blosc"]
-Target = Literal["logits", "draws", "hidden"]
-"""What a reader may do without: `logits` are the arrays `top_*`, `draws` those named `draw_*`, `hidden` those named `hidden*`."""
+Target = Literal["logits", "draws", "hidden", "queries", "keys", "values"]
+"""What a reader may do without: `logits` are the arrays `top_*`, `draws` those named `draw_*`, and of vectors each kind is a
+target of its own, its scales included."""
 TARGETS: frozenset[Target] = frozenset(get_args(Target))
-_TARGET_OF_PREFIX: dict[str, Target] = {"top": "logits", "draw": "draws", "hidden": "hidden"}
+_TARGET_OF_PREFIX: dict[str, Target] = {
+    "top": "logits",
+    "draw": "draws",
+    **{name: name for name in get_args(VectorName)},
+}
 
 
 def id_dtype(vocabulary_size: int) -> np.dtype[Any]:
@@ -98,19 +103,25 @@ def array_table(description: CacheDescription, layout: Layout) -> tuple[ArraySpe
         table.append(_counts("draw_count", "rows", layout.draws))
         table.append(_integers("draw_ids", "draws", ids, (0, largest_id), compressor="blosc"))
         table.append(_counts("draw_weight", "draws", layout.draws))
-    if layout.hidden != "none":
-        layers, width = len(layout.hidden_layers), description.hidden_size
-        states = (layers, width)
-        if layout.hidden == "int8":
-            limits = (-INT8_MAX, INT8_MAX)
-            table.append(ArraySpec("hidden", "rows", np.dtype("i1"), states, "zstd", INT8_FILL, limits))
-            groups = -(-width // layout.hidden_group)
-            table.append(_floats("hidden_scale", np.dtype("<f2"), (layers, groups), "blosc"))
-        elif layout.hidden == "bfloat16":
-            table.append(ArraySpec("hidden", "rows", np.dtype("<u2"), states, "zstd", 0xFFFF, None))
-        else:
-            table.append(_floats("hidden", np.dtype(layout.hidden).newbyteorder("<"), states))
+    for name, width in layout.vectors(description.hidden_size).items():
+        table += _vectors(name, layout, width)
     return tuple(table)
+
+
+def _vectors(name: VectorName, layout: Layout, width: int) -> list[ArraySpec]:
+    """The array of vectors of this width, and that of their scales where they have some."""
+    layers = len(layout.layers(name))
+    match layout.coding(name):
+        case "int8":
+            groups = -(-width // layout.hidden_group)
+            return [
+                ArraySpec(name, "rows", np.dtype("i1"), (layers, width), "zstd", INT8_FILL, (-INT8_MAX, INT8_MAX)),
+                _floats(f"{name}_scale", np.dtype("<f2"), (layers, groups), "blosc"),
+            ]
+        case "bfloat16":
+            return [ArraySpec(name, "rows", np.dtype("<u2"), (layers, width), "zstd", 0xFFFF, None)]
+        case dtype:
+            return [_floats(name, np.dtype(dtype).newbyteorder("<"), (layers, width))]
 
 
 def _integers(

@@ -12,7 +12,10 @@ from storage.identity import canonical_json, fingerprint
 from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 
 KNOWN_FEATURES = frozenset(
-    {"int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws", "causal"}
+    {
+        *("int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws", "causal"),
+        "attention-vectors",
+    }
 )
 """What this reader knows (FORMAT.md, section 7)."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.arrays import array_table
-from storage.codecs import Codec, decode_hidden, hidden_codec, logits_codec, row_blocks, row_values
+from storage.arrays import ArraySpec, array_table
+from storage.codecs import Codec, decode_vectors, logits_codec, row_blocks, row_values, vector_codec
 from storage.description import CacheDescription
 from storage.errors import InvalidTargetsError
-from storage.layout import Layout, ShardId
+from storage.layout import Layout, ShardId, VectorName
 from storage.ragged import Indices, offsets_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Guards:
         self._check_stat()
         self._check_logits()
         self._check_draws()
-        self._check_hidden()
+        self._check_vectors()
 
     def check_against(self, sequence_offsets: Indices, original_ids: NDArray[np.integer[Any]]) -> None:
         """The sequences are these, offsets i8 (S + 1,) and flat ids: none is missing, twice there, or changed on the way.
@@ -90,18 +90,25 @@ class Guards:
         if targets.top_count is not None:
             kept = (int(targets.top_count.sum(dtype=np.int64)),)
         drawn = None if targets.draw_count is None else (int(targets.draw_count.sum(dtype=np.int64)),)
-        states = (rows, len(layout.hidden_layers), self.description.hidden_size)
-        coded = "hidden" in targets.encoded
         self._require_shapes("integers", {"top_ids": kept, "draw_ids": drawn, "draw_weight": drawn})
         self._require_shapes(
             "float32",
             {
                 "stat": (rows, 1 + 2 * len(self.description.temperatures)),
                 "top_logits": kept,
-                "hidden": states if layout.hidden != "none" and not coded else None,
             },
         )
+        self._check_vector_shapes(rows)
         self._check_encoded()
+
+    def _check_vector_shapes(self, rows: int) -> None:
+        widths, given = self.layout.vectors(self.description.hidden_size), self.targets.vectors
+        for name in get_args(VectorName):
+            shape = (rows, len(self.layout.layers(name)), widths.get(name, 0))
+            expected = f"float32 {shape}" if name in widths and name not in self.targets.encoded else None
+            found = f"{given[name].dtype} {given[name].shape}" if name in given else None
+            if found != expected:
+                raise self._refuse(f"has {name}: {found}; expected {expected}")
 
     def _check_encoded(self) -> None:
         """What comes in its stored form has the dtypes and shapes of the table in FORMAT.md, section 3."""
@@ -259,19 +266,22 @@ class Guards:
             return offsets_of(top_count)
         return np.arange(self.targets.rows + 1, dtype=np.int64) * self.layout.top_k
 
-    def _check_hidden(self) -> None:
-        codec = hidden_codec(self.layout)
-        if self.targets.hidden is not None:
-            self._require_finite("hidden", self.targets.hidden, codec)
-            return
+    def _check_vectors(self) -> None:
+        for name, vectors in self.targets.vectors.items():
+            self._require_finite(name, vectors, vector_codec(self.layout, name))
         encoded = self.targets.encoded
         for spec in array_table(self.description, self.layout):
             if spec.name in encoded and not spec.holds_only_data(encoded[spec.name]):
-                if "hidden" in encoded:  # what was not finite before it was coded is not so after it
-                    with np.errstate(invalid="ignore"):
-                        values = decode_hidden(self.layout, encoded)
-                    self._require_finite("hidden", values, codec)
-                raise self._refuse(f"has a value in {spec.name} that no codec gives")
+                self._refuse_encoded(spec)
+
+    def _refuse_encoded(self, spec: ArraySpec) -> NoReturn:
+        """What was not finite before it was coded is not so after it."""
+        for name in get_args(VectorName):
+            if spec.target == name and name in self.targets.encoded:
+                with np.errstate(invalid="ignore"):
+                    values = decode_vectors(self.layout, name, self.targets.encoded)
+                self._require_finite(name, values, vector_codec(self.layout, name))
+        raise self._refuse(f"has a value in {spec.name} that no codec gives")
 
     def _require_finite(self, name: str, values: NDArray[np.float32], codec: Codec | None = None) -> None:
         """Every value is finite and, where it is coded, within what the codec takes."""

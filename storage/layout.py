@@ -17,6 +17,11 @@ HiddenName = Literal["float32", "float16", "bfloat16", "int8", "none"]
 LogitsName = Literal["float32", "float16", "grid", "none"]
 SelectionName = Literal["top_k", "threshold"]
 DrawFromName = Literal["all", "tail"]
+PartName = Literal["queries", "keys", "values"]
+PARTS: tuple[PartName, ...] = get_args(PartName)
+AttentionCodingName = Literal["float32", "float16", "bfloat16", "int8"]
+VectorName = Literal["hidden", "queries", "keys", "values"]
+"""What is cached as one vector per row and layer, by the names of the arrays."""
 
 COUNT_MAX = 255
 """Most entries of a ragged row, and most draws: `top_count`, `draw_count` and `draw_weight` are bytes."""
@@ -69,6 +74,13 @@ class Layout:
     """Per row, with replacement."""
     draw_from: DrawFromName = "all"
     draw_temperature: float = 1.0
+    attention_vectors: tuple[PartName, ...] = ()
+    """Outputs of the projections of self-attention, in the order of `PARTS`."""
+    attention_widths: tuple[int, ...] = ()
+    """W of each of them: all heads side by side."""
+    attention_layers: tuple[int, ...] = ()
+    """Blocks whose they are, counted from 1 as in `hidden_layers`."""
+    attention_coding: AttentionCodingName = "int8"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -95,6 +107,24 @@ class Layout:
             self._require("draw_temperature", self.draw_temperature == 1, "1, as there are no draws")
         elif self.logits == "none":
             self._require("draw_from", self.draw_from == "all", "all, as no ids are cached beside the draws")
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        vectors, widths, layers = self.attention_vectors, self.attention_widths, self.attention_layers
+        in_order = tuple(part for part in PARTS if part in vectors)
+        self._require("attention_vectors", vectors == in_order, f"some of {', '.join(PARTS)}, in this order")
+        if not vectors:
+            for name in ("attention_widths", "attention_layers"):
+                self._require(name, not getattr(self, name), "(), as there are no attention_vectors")
+            self._require(
+                "attention_coding", self.attention_coding == "int8", "int8, as there are no attention_vectors"
+            )
+            return
+        self._require("positions", self.positions == "all", "all, as there are attention_vectors")
+        one_each = len(widths) == len(vectors) and min(widths) >= 1
+        self._require("attention_widths", one_each, f"{len(vectors)} widths, one for each of attention_vectors")
+        fine = len(layers) > 0 and layers[0] >= 1 and list(layers) == sorted(set(layers))
+        self._require("attention_layers", fine, "numbers of blocks from 1, ascending, each once")
 
     def _require(self, name: str, fine: bool, expected: str) -> None:
         if not fine:
@@ -107,26 +137,47 @@ class Layout:
         that does not use them do not depend on the writer's age.
         """
         return {
-            **{name: value for name, value in asdict(self).items() if _LATER.get(name, _ALWAYS) != value},
-            "hidden_layers": list(self.hidden_layers),
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if _LATER.get(name, _ALWAYS) != value
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Layout:
         """The layout that `to_json` wrote."""
-        return cls(**{**value, "hidden_layers": tuple(value["hidden_layers"])})
+        plain: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
+        return cls(**plain)
+
+    def vectors(self, hidden_size: int) -> dict[VectorName, int]:
+        """What is cached as vectors, in the order of the arrays, with the width of each."""
+        hidden: dict[VectorName, int] = {} if self.hidden == "none" else {"hidden": hidden_size}
+        return {**hidden, **dict(zip(self.attention_vectors, self.attention_widths, strict=True))}
+
+    def coding(self, name: VectorName) -> HiddenName:
+        """How these vectors are coded; `none` where they are not cached."""
+        if name == "hidden":
+            return self.hidden
+        return self.attention_coding if name in self.attention_vectors else "none"
+
+    def layers(self, name: VectorName) -> tuple[int, ...]:
+        """The layers whose vectors are cached, in the order of the array's second axis; none where they are not."""
+        if name == "hidden":
+            return self.hidden_layers
+        return self.attention_layers if name in self.attention_vectors else ()
 
     @property
     def required_features(self) -> tuple[str, ...]:
         """Names, as in FORMAT.md section 7, that a reader must know to read this layout."""
+        codings = {self.hidden, *(self.coding(part) for part in self.attention_vectors)}
         features = {
-            "int8-groups": self.hidden == "int8",
+            "int8-groups": "int8" in codings,
             "logit-grid": self.logits == "grid",
             "row-token": self.positions != "all",
             "row-sample": self.positions == "sampled",
-            "bfloat16-bits": self.hidden == "bfloat16",
+            "bfloat16-bits": "bfloat16" in codings,
             "threshold": self.selection == "threshold",
             "draws": self.draws > 0,
+            "attention-vectors": bool(self.attention_vectors),
         }
         return tuple(sorted(name for name, needed in features.items() if needed))
 
@@ -137,6 +188,7 @@ _CHOICES = {
     "logits": get_args(LogitsName),
     "selection": get_args(SelectionName),
     "draw_from": get_args(DrawFromName),
+    "attention_coding": get_args(AttentionCodingName),
 }
 _ALWAYS = object()  # unequal to every value: the first writers wrote all their keys
 _LATER = {

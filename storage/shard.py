@@ -20,7 +20,7 @@ from storage.codecs import row_values
 from storage.description import CacheDescription
 from storage.errors import CorruptError
 from storage.identity import digest_arrays
-from storage.layout import FORMAT_VERSION, ShardId
+from storage.layout import FORMAT_VERSION, PARTS, Layout, ShardId
 from storage.manifest import FileRecord, Files
 from storage.shard_arrays import ShardArrays
 from storage.sharded_file import (
@@ -243,10 +243,13 @@ def assemble(description: CacheDescription, shard: ShardId, arrays: Mapping[str,
     Raises `CorruptError` for offsets and counts that contradict the lengths of the arrays.
     """
     sequence_start, sequences = description.span(shard)
-    return _assemble(shard, arrays, np.arange(sequence_start, sequence_start + sequences, dtype=np.int64))
+    sequence_ids = np.arange(sequence_start, sequence_start + sequences, dtype=np.int64)
+    return _assemble(shard, arrays, sequence_ids, description.splits[shard.split].layout)
 
 
-def _assemble(shard: ShardId, arrays: Mapping[str, NDArray[Any]], sequence_ids: NDArray[np.int64]) -> ShardArrays:
+def _assemble(
+    shard: ShardId, arrays: Mapping[str, NDArray[Any]], sequence_ids: NDArray[np.int64], layout: Layout
+) -> ShardArrays:
     offsets, tokens = arrays["sequence_offsets"], len(arrays["original_ids"])
     if offsets[0] != 0 or offsets[-1] != tokens or np.any(offsets[1:] < offsets[:-1]):
         raise _corrupt(shard, "sequence_offsets", f"does not ascend from 0 to the number of tokens, {tokens}")
@@ -274,6 +277,9 @@ def _assemble(shard: ShardId, arrays: Mapping[str, NDArray[Any]], sequence_ids: 
         draw_count=arrays.get("draw_count"),
         draw_ids=arrays.get("draw_ids"),
         draw_weight=arrays.get("draw_weight"),
+        attention={name: arrays[name] for part in PARTS for name in (part, f"{part}_scale") if name in arrays},
+        hidden_layers=layout.hidden_layers,
+        attention_layers=layout.attention_layers,
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.codecs import decode_hidden, decode_logits
-from storage.layout import Layout
+from storage.codecs import decode_logits, decode_vectors
+from storage.layout import Layout, PartName
 from storage.ragged import Indices, gather_ranges, offsets_of
 
 
@@ -36,10 +36,15 @@ class ShardArrays:
     """`top_logits` or `top_gap`, of the shape of `top_ids`; empty for `logits: none`."""
     hidden: dict[str, NDArray[Any]]
     """`hidden` (R, L, H), perhaps `hidden_scale` (R, L, G); empty for `hidden: none`."""
+    hidden_layers: tuple[int, ...]
+    """The numbers of these L layers."""
     top_count: NDArray[np.uint8] | None = None  # (R,), for `selection: threshold`
     draw_count: NDArray[np.uint8] | None = None  # (R,), as the next two where there are draws
     draw_ids: NDArray[Any] | None = None  # (F,)
     draw_weight: NDArray[np.uint8] | None = None  # (F,)
+    attention: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """`queries`, `keys`, `values` (R, L, W), and their scales, of the blocks `attention_layers`."""
+    attention_layers: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -50,6 +55,11 @@ class ShardArrays:
     def tokens(self) -> int:
         """N."""
         return len(self.original_ids)
+
+    @property
+    def vectors(self) -> dict[str, NDArray[Any]]:
+        """The arrays of `hidden` and `attention`."""
+        return {**self.hidden, **self.attention}
 
     @cached_property
     def top_offsets(self) -> Indices | None:
@@ -70,7 +80,13 @@ class ShardArrays:
 
     def decoded_hidden(self, layout: Layout, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Hidden states f4 (R, L, H)."""
-        return decode_hidden(layout, self.hidden, out)
+        return decode_vectors(layout, "hidden", self.hidden, out)
+
+    def decoded_attention(
+        self, layout: Layout, part: PartName, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Queries, keys or values f4 (R, L, W)."""
+        return decode_vectors(layout, part, self.attention, out)
 
     def select(self, local_sequence_indices: NDArray[np.integer[Any]]) -> ShardArrays:
         """Copies of the given sequences (indices into `sequence_ids`), in the given order."""
@@ -101,6 +117,9 @@ class ShardArrays:
             draw_count=_take(self.draw_count, rows),
             draw_ids=_take(self.draw_ids, draws),
             draw_weight=_take(self.draw_weight, draws),
+            attention={name: array.take(rows, axis=0) for name, array in self.attention.items()},
+            hidden_layers=self.hidden_layers,
+            attention_layers=self.attention_layers,
         )
 
     @classmethod
@@ -122,6 +141,11 @@ class ShardArrays:
         def joined(name: str) -> NDArray[Any]:
             return np.concatenate([getattr(part, name) for part in parts])
 
+        def joined_by_name(those: str) -> dict[str, NDArray[Any]]:
+            return {
+                name: np.concatenate([getattr(part, those)[name] for part in parts]) for name in getattr(first, those)
+            }
+
         return cls(
             sequence_ids=joined("sequence_ids"),
             sequence_offsets=shifted("sequence_offsets", token_starts, inner=True).astype(np.uint32),
@@ -131,8 +155,11 @@ class ShardArrays:
             row_token=shifted("row_token", token_starts, inner=False).astype(np.uint32),
             row_offsets=shifted("row_offsets", row_starts, inner=True),
             stat=joined("stat"),
-            logits={name: np.concatenate([part.logits[name] for part in parts]) for name in first.logits},
-            hidden={name: np.concatenate([part.hidden[name] for part in parts]) for name in first.hidden},
+            logits=joined_by_name("logits"),
+            hidden=joined_by_name("hidden"),
+            attention=joined_by_name("attention"),
+            hidden_layers=first.hidden_layers,
+            attention_layers=first.attention_layers,
             **{name: None if getattr(first, name) is None else joined(name) for name in _OPTIONAL},
         )
 

@@ -146,7 +146,7 @@ def recoded(
     """Arrays as a shard of `layout` holds them, of those of a shard that holds more, in float32.
 
     `arrays` are for `temperatures`, and hold the hidden states, at least as many logits, and the draws of `layout`;
-    `description` has the temperatures to keep. Thresholds are not derived.
+    `description` has the temperatures to keep. Thresholds and vectors of attention are not derived.
     """
     columns = [0]
     for temperature in description.temperatures:

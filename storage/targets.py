@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.arrays import array_table
-from storage.codecs import encode_hidden, encode_logits
+from storage.codecs import encode_logits, encode_vectors
 from storage.description import CacheDescription
 from storage.guards import Guards
-from storage.layout import Layout, ShardId
+from storage.layout import Layout, ShardId, VectorName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,22 @@ class ShardTargets:
     draw_count: NDArray[np.uint8] | None = None  # (R,), as the next two where there are draws; it sums to F
     draw_ids: NDArray[np.integer[Any]] | None = None  # (F,), ascending within a row
     draw_weight: NDArray[np.uint8] | None = None  # (F,), how often each was drawn; a row's sum to the number of draws
+    attention: Mapping[VectorName, NDArray[np.float32]] = field(default_factory=dict)
+    """`queries`, `keys`, `values` (R, L, W), as far as they are cached and `encoded` has them not."""
     encoded: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Arrays by name that come in their stored form already, coded where they were computed: `hidden`, `hidden_scale`,
+    """Arrays by name that come in their stored form already, coded where they were computed: vectors, their scales,
     `top_gap`."""
 
     @property
     def rows(self) -> int:
         """R, the number of cached positions."""
         return len(self.stat)
+
+    @property
+    def vectors(self) -> dict[VectorName, NDArray[np.float32]]:
+        """All vectors that are not encoded yet, by the names of their arrays."""
+        hidden: dict[VectorName, NDArray[np.float32]] = {} if self.hidden is None else {"hidden": self.hidden}
+        return {**hidden, **self.attention}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,8 +94,8 @@ class ShardTargets:
         arrays.update(self.encoded)
         if self.top_logits is not None and "top_gap" not in arrays:
             arrays.update(encode_logits(layout, self.top_logits, self.top_count))
-        if self.hidden is not None:
-            arrays.update(encode_hidden(layout, self.hidden))
+        for name, vectors in self.vectors.items():
+            arrays.update(encode_vectors(layout, name, vectors))
         return {
             spec.name: np.ascontiguousarray(arrays[spec.name], dtype=spec.dtype)
             for spec in array_table(description, layout)

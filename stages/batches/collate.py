@@ -5,7 +5,7 @@ A batch is a dict of tensors as they are stored: int8 stays int8 on its way to t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from stages.losses import IGNORED
 from stages.masking import next_tokens
 from stages.model_config import Objective
-from storage import ShardArrays, Target
+from storage import PartName, ShardArrays, Target
 from storage.ragged import Indices, gather_ranges
 
 Batch = dict[str, Tensor]
@@ -34,12 +34,28 @@ class Wanted:
     hidden: bool
     logits: bool
     draws: bool = False
+    layers: tuple[int, ...] = ()
+    """Cached hidden layers, by the teacher's numbers, beside the last cached one (`hidden`) or instead of it."""
+    attention: tuple[PartName, ...] = ()
+    """Vectors of attention: `queries`, `keys`, `values`, of all cached blocks."""
 
     @property
     def targets(self) -> frozenset[Target]:
         """What a reader of the cache has to read."""
-        names: tuple[Target, ...] = ("hidden", "logits", "draws")
-        return frozenset(name for name in names if getattr(self, name))
+        wanted: dict[Target, bool] = {
+            "hidden": self.hidden or bool(self.layers),
+            "logits": self.logits,
+            "draws": self.draws,
+        }
+        return frozenset(self.attention) | {name for name in wanted if wanted[name]}
+
+
+def layer_key(name: str, layer: int | None) -> str:
+    """The key in a batch of one layer's array; None: the last cached one, whose key is the array's name.
+
+    A key for each layer, so that each lies in one piece and what nobody wants need not be there.
+    """
+    return name if layer is None else f"{name}:{layer}"
 
 
 def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted, objective: Objective = "masked") -> Batch:
@@ -48,7 +64,8 @@ def to_batch(rows: ShardArrays, *, pad_id: int, wanted: Wanted, objective: Objec
     `input_ids`, `attention_mask` i8 (S, L); `row_index` i8 (R,): place of each row in the flattened (S L,); `labels` i8
     (R,): the original token where it is masked, or, where the teacher's `objective` is causal, the one that follows it; and, as
     stored, the last of `hidden` (R, 1, H), its `hidden_scale`, `stat`, `top_ids` i8 (R, k), `top_gap` or `top_logits`,
-    `draw_ids` i8 (R, n) and `draw_weight`.
+    `draw_ids` i8 (R, n) and `draw_weight`; other layers as `hidden:3` (R, 1, H) and `hidden_scale:3`, vectors of attention as
+    `queries:12` (R, 1, W) and `queries_scale:12`.
 
     What is ragged in the cache is as wide as its longest row here: a shorter row repeats its first id, with a weight of 0
     for draws; `top_count` u1 (R,) says how many of the logits count.
@@ -154,9 +171,8 @@ def _following(arrays: ShardArrays, tokens: Indices) -> Indices:
 def _targets(picked: Sequence[_Picked], wanted: Wanted) -> Arrays:
     """The wanted targets of the rows, as far as they are cached."""
     first, found = picked[0].arrays, Arrays()
-    if wanted.hidden:
-        for name in first.hidden:
-            found[name] = _taken([_last_layer(some, name) for some in picked])
+    for key, name, index in _layers(first, wanted):
+        found[key] = _taken([_layer(some, name, index) for some in picked])
     if wanted.logits or wanted.draws:
         found["stat"] = _of_rows(picked, lambda arrays: arrays.stat)
     if wanted.logits and first.top_ids is not None:
@@ -173,6 +189,19 @@ def _targets(picked: Sequence[_Picked], wanted: Wanted) -> Arrays:
         weight[~_inside(count)] = 0
         found.update(draw_ids=ids.astype(np.int64), draw_weight=weight)
     return found
+
+
+def _layers(arrays: ShardArrays, wanted: Wanted) -> Iterator[tuple[str, str, int]]:
+    """Of every layer of vectors that is wanted and cached: its key in a batch, its array, and its place in that."""
+    last = len(arrays.hidden_layers) - 1
+    for name in arrays.hidden:
+        for index, layer in enumerate(arrays.hidden_layers):
+            if layer in wanted.layers or (wanted.hidden and index == last):
+                yield layer_key(name, None if index == last else layer), name, index
+    for name in arrays.attention:
+        if name.removesuffix("_scale") in wanted.attention:
+            for index, block in enumerate(arrays.attention_layers):
+                yield layer_key(name, block), name, index
 
 
 def _array(name: str) -> Callable[[ShardArrays], Array]:
@@ -195,11 +224,11 @@ def _of_entries(picked: Sequence[_Picked], name: str, offsets: str, count: Array
     return _taken(sources)
 
 
-def _last_layer(some: _Picked, name: str) -> tuple[Array, Indices]:
-    """(R, L, ...) as (R L, 1, ...), and where in it the last layer of the rows is."""
-    array = some.arrays.hidden[name]
+def _layer(some: _Picked, name: str, index: int) -> tuple[Array, Indices]:
+    """(R, L, ...) as (R L, 1, ...), and where in it the layer at `index` of the rows is."""
+    array = some.arrays.vectors[name]
     layers = array.shape[1]
-    return array.reshape(-1, 1, *array.shape[2:]), some.rows * layers + layers - 1
+    return array.reshape(-1, 1, *array.shape[2:]), some.rows * layers + index
 
 
 def _taken(sources: Sequence[tuple[Array, Indices]]) -> Array:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.batches.collate import Batch
+from stages.batches.collate import Batch, layer_key
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
 from stages.model_config import Objective
-from storage import CacheDescription, Layout, Split
+from storage import CacheDescription, Layout, PartName, Split, VectorName
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,40 @@ class TargetDecoder:
     temperatures: tuple[float, ...]
     objective: Objective = "masked"
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """The teacher's last cached hidden state, f4 (R, H)."""
-        hidden = batch["hidden"][:, -1]
-        if self.layout.hidden == "bfloat16":
-            return hidden.view(torch.bfloat16).float()
-        hidden = hidden.float()
-        if self.layout.hidden == "int8":
-            scale = batch["hidden_scale"][:, -1].float().repeat_interleave(self.layout.hidden_group, dim=-1)
-            hidden = hidden * scale[:, : hidden.shape[-1]]
-        return hidden
+    def hidden(self, batch: Batch, layer: int | None = None) -> Tensor:
+        """The teacher's hidden state of one cached layer, by its number there, f4 (R, H); None: of the last cached one.
+
+        The batch was made with `Wanted.layers` for it. Raises `ConfigError` for a layer that is not cached.
+        """
+        if layer is not None:
+            self._require_cached("hidden", layer)
+            layer = None if layer == self.layout.hidden_layers[-1] else layer
+        return self._vectors(batch, "hidden", layer)
+
+    def attention(self, batch: Batch, part: PartName, block: int) -> Tensor:
+        """The queries, keys or values of one block of the teacher, counted from 1, f4 (R, W): all heads side by side.
+
+        The batch was made with `Wanted.attention` for it. Raises `ConfigError` for a part or block that is not cached.
+        """
+        self._require_cached(part, block)
+        return self._vectors(batch, part, block)
+
+    def _require_cached(self, name: VectorName, layer: int) -> None:
+        layers, key = self.layout.layers(name), "hidden_layers" if name == "hidden" else "attention_layers"
+        if layer not in layers:
+            what = "hidden state" if name == "hidden" else name
+            cached = ", ".join(map(str, layers)) or "none"
+            raise ConfigError(f"the {what} of layer {layer} is not cached; layers that are: {cached} (cache.{key})")
+
+    def _vectors(self, batch: Batch, name: VectorName, layer: int | None) -> Tensor:
+        vectors, coding = batch[layer_key(name, layer)][:, -1], self.layout.coding(name)
+        if coding == "bfloat16":
+            return vectors.view(torch.bfloat16).float()
+        vectors = vectors.float()
+        if coding == "int8":
+            scale = batch[layer_key(f"{name}_scale", layer)][:, -1].float()
+            vectors = vectors * scale.repeat_interleave(self.layout.hidden_group, dim=-1)[:, : vectors.shape[-1]]
+        return vectors
 
     def logits(self, batch: Batch) -> Tensor:
         """The cached logits, f4 (R, k), descending along each row; places after a shorter row's last mean nothing."""

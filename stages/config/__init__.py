@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from stages.config.base import build, merged, refuse, require, suggest, to_plain
+from stages.config.base import build, merged, require, suggest, to_plain
 from stages.config.cache import PRESETS, RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
@@ -18,10 +18,11 @@ from stages.config.corpus import (
     TokenizeConfig,
     TrainTokenizerConfig,
 )
+from stages.config.layers import RelationsConfig, check_inner_shapes
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.targets import check_objective, check_targets, check_teacher_layers
 from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
-from stages.config.validation import ValidationConfig
+from stages.config.validation import ValidationConfig, check_metric
 from stages.errors import ConfigError
 from storage import Layout
 
@@ -42,6 +43,7 @@ __all__ = [
     "LossWeights",
     "MachineConfig",
     "MaskingConfig",
+    "RelationsConfig",
     "SourceConfig",
     "StudentConfig",
     "TeacherConfig",
@@ -52,7 +54,7 @@ __all__ = [
     "TrainTokenizerConfig",
     "ValidationConfig",
     "cache_spec",
-    "check_cosine_width",
+    "check_student_shape",
     "check_teacher_layers",
     "load_config",
     "suggest",
@@ -89,6 +91,7 @@ class Config:
                 f"train.student is {self.train.student!r}, which is not in students; {suggest(self.train.student, self.students)}"
             )
         check_objective(self.train, self.teacher.objective)
+        check_metric(self.train.validation, self.teacher.objective)
         check_targets(self.train, self.cache)
         if self.teacher.objective == "causal":
             self._check_causal_teacher()
@@ -162,19 +165,25 @@ class Config:
                     list(layers) or student.layers,
                     f"blocks of the teacher, which has {teacher.layers} (teacher.train.layers)",
                 )
-        check_cosine_width(self, teacher.hidden_size)
-        check_teacher_layers(self.train, self.cache, teacher.layers)
-
-
-def check_cosine_width(config: Config, teacher_hidden_size: int) -> None:
-    """Refuse a cosine loss between hidden states of different size. Raises `ConfigError`."""
-    width = config.student.hidden_size
-    if config.train.weights.cos > 0 and width is not None and width != teacher_hidden_size:
-        raise refuse(
-            f"students.{config.train.student}.hidden_size",
-            width,
-            f"{teacher_hidden_size} (the teacher's) or null, as train.weights.cos is {config.train.weights.cos}",
+        check_student_shape(
+            self, teacher_hidden_size=teacher.hidden_size, teacher_attention_heads=teacher.attention_heads
         )
+        check_teacher_layers(self.train, self.cache, teacher.layers)
+        self.cache.check_attention_layers(teacher.layers)
+
+
+def check_student_shape(config: Config, *, teacher_hidden_size: int, teacher_attention_heads: int | None) -> None:
+    """Refuse losses on layers, widths or heads of `train.student` that it does not have, or not as the teacher. Raises `ConfigError`."""
+    student = config.student
+    check_inner_shapes(
+        config.train,
+        student=config.train.student,
+        layers=student.layers,
+        hidden_size=student.hidden_size or teacher_hidden_size,
+        attention_heads=student.attention_heads or teacher_attention_heads,
+        teacher_hidden_size=teacher_hidden_size,
+        teacher_attention_heads=teacher_attention_heads,
+    )
 
 
 def load_config(values: Mapping[str, Any]) -> Config:

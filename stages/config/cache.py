@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from stages.config.base import joined, require
 from storage import HiddenName, Layout, LogitsName, PositionsName, Split
-from storage.layout import COUNT_MAX, DrawFromName, SelectionName
+from storage.layout import COUNT_MAX, PARTS, DrawFromName, PartName, SelectionName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ RUNGS = (
     "draws",
     "draw_from",
     "draw_temperature",
+    "attention_vectors",
+    "attention_layers",
+    "attention_coding",
 )
 """Keys that may all be null, for what `storage.Layout` takes them to be; `cache_spec` names only those that differ from that."""
 
@@ -104,6 +108,12 @@ class CacheConfig:
     """`all`: the full distribution. `tail`: what the cached logits leave out. null: `all`."""
     draw_temperature: float | None = None
     """Of the distribution that is drawn from: the draws serve that training temperature only. null: the preset's, else 1."""
+    attention_vectors: tuple[PartName, ...] | None = joined(None)
+    """What of `queries`, `keys` and `values` is kept of the blocks `attention_layers`; null: nothing."""
+    attention_layers: tuple[int, ...] | None = joined(None)
+    """Blocks, counted from 1; null: the last one."""
+    attention_coding: Literal["float32", "float16", "bfloat16", "int8"] | None = joined(None)
+    """null: int8, in groups of `hidden_group`."""
 
     def __post_init__(self) -> None:
         require(self.shard_tokens >= 1, "cache.shard_tokens", self.shard_tokens, "1 or more")
@@ -119,12 +129,18 @@ class CacheConfig:
             f"{'0' if logits == 'none' else '1 or more'}, as cache.logits is {logits}",
         )
         require(
-            not (logits == "none" and self.train_hidden == "none" and self.train_draws == 0),
+            not (
+                logits == "none"
+                and self.train_hidden == "none"
+                and self.train_draws == 0
+                and not self.attention_vectors
+            ),
             "cache.hidden",
             "none",
-            "a coding, as cache.logits is none and there are no draws: nothing would be kept",
+            "a coding, as cache.logits is none and there are neither draws nor vectors of attention: nothing would be kept",
         )
         self._check_positions()
+        self._check_attention()
         self._check_codings()
         self._check_selection()
         self._check_draws()
@@ -137,9 +153,47 @@ class CacheConfig:
             fine, allowed = fraction is None, "null"
         require(fine, "cache.position_fraction", fraction, f"{allowed}, as cache.positions is {self.positions}")
 
+    def _check_attention(self) -> None:
+        vectors, layers = self.attention_vectors, self.attention_layers
+        if vectors is None:
+            for name in ("attention_layers", "attention_coding"):
+                self._require_null_unless(False, name, "cache.attention_vectors is null")
+            return
+        require(
+            len(vectors) > 0 and list(vectors) == [part for part in PARTS if part in vectors],
+            "cache.attention_vectors",
+            list(vectors),
+            f"null or some of {', '.join(PARTS)}, in this order, each once",
+        )
+        reason = "as cache.attention_vectors are cached"
+        require(
+            self.positions == "all",
+            "cache.positions",
+            self.positions,
+            f"all, {reason}: what is learned from them relates all tokens of a sequence",
+        )
+        require(not self.compile, "cache.compile", True, f"false, {reason}: they are taken out of the teacher's blocks")
+        require(
+            layers is None or (len(layers) > 0 and layers[0] >= 1 and list(layers) == sorted(set(layers))),
+            "cache.attention_layers",
+            None if layers is None else list(layers),
+            "null or numbers of blocks from 1, ascending, each once",
+        )
+
+    def check_attention_layers(self, teacher_layers: int) -> None:
+        """Refuse blocks that the teacher does not have. Raises `ConfigError`."""
+        layers = self.attention_layers
+        require(
+            layers is None or layers[-1] <= teacher_layers,
+            "cache.attention_layers",
+            None if layers is None else list(layers),
+            f"1 to {teacher_layers}, as the teacher has {teacher_layers} blocks",
+        )
+
     def _check_codings(self) -> None:
         layers, group, step = self.hidden_layers, self.hidden_group, self.grid_step
-        self._require_null_unless(self.train_hidden == "int8", "hidden_group", f"cache.hidden is {self.train_hidden}")
+        in_groups = "int8" in (self.train_hidden, self.attention_vectors and self.rungs["attention_coding"])
+        self._require_null_unless(in_groups, "hidden_group", f"cache.hidden is {self.train_hidden}")
         require(
             not isinstance(group, int) or group >= 1, "cache.hidden_group", group, "null, row, or an integer above 0"
         )
@@ -206,7 +260,8 @@ class CacheConfig:
     @property
     def rungs(self) -> dict[str, Any]:
         """What each key of `RUNGS` comes to for the train split: as set, else the preset's, else the format's default."""
-        default = {field.name: field.default for field in fields(Layout)} | {"hidden_layers": None}
+        default = {field.name: field.default for field in fields(Layout)}
+        default.update(hidden_layers=None, attention_layers=None)  # the last one, whichever it is
         if self.train_draws:
             default.update(draws=self.train_draws, draw_temperature=PRESETS[self.preset].draw_temperature)
         given = {name: getattr(self, name) for name in RUNGS}
@@ -221,8 +276,19 @@ class CacheConfig:
     def head_dtype(self) -> Literal["float32", "float16"]:
         return "float32" if self.preset == "lossless" else "float16"
 
-    def layout(self, split: Split, *, teacher_layers: int, hidden_size: int, vocabulary_size: int) -> Layout:
-        """The arrays of a split. Validation and test are `exact` (or `lossless`) at all positions: they are the yardstick."""
+    def layout(
+        self,
+        split: Split,
+        *,
+        teacher_layers: int,
+        hidden_size: int,
+        vocabulary_size: int,
+        attention_widths: tuple[int, ...] = (),
+    ) -> Layout:
+        """The arrays of a split. Validation and test are `exact` (or `lossless`) at all positions: they are the yardstick.
+
+        `attention_widths` are those of `attention_vectors`.
+        """
         if split != "train":
             yardstick = PRESETS["lossless" if self.preset == "lossless" else "exact"]
             return Layout(
@@ -243,8 +309,14 @@ class CacheConfig:
                 **rungs,
                 "hidden_layers": layers if hidden != "none" else (),
                 "hidden_group": hidden_size if rungs["hidden_group"] == "row" else rungs["hidden_group"],
+                "attention_layers": self.attention_blocks(teacher_layers),
             },
+            attention_widths=attention_widths,
         )
+
+    def attention_blocks(self, teacher_layers: int) -> tuple[int, ...]:
+        """The blocks whose vectors are cached, counted from 1."""
+        return () if self.attention_vectors is None else self.attention_layers or (teacher_layers,)
 
     def in_words(self) -> tuple[tuple[str, str], ...]:
         """Names and values of what is kept of each position of the train split, for people."""
@@ -253,6 +325,8 @@ class CacheConfig:
         if hidden == "int8":
             group = rungs["hidden_group"]
             hidden += ", one scale per row" if group == "row" else f" in groups of {group}"
+        if self.hidden_layers is not None:
+            hidden += f", layers {_listed(self.hidden_layers)}"
         if logits == "grid":
             logits = f"on a grid of {rungs['grid_step']:g} nats"
         if logits != "none" and rungs["selection"] == "threshold":
@@ -263,8 +337,22 @@ class CacheConfig:
             logits += f", top {self.train_top_k}"
         if positions == "sampled":
             positions = f"masked, and {rungs['position_fraction']:.0%} of the others"
-        words = (("hidden states", hidden), ("logits", logits), ("positions", positions))
+        words = [("hidden states", hidden), ("logits", logits), ("positions", positions)]
+        if self.attention_vectors is not None:
+            of_blocks = (
+                "the last block" if self.attention_layers is None else f"blocks {_listed(self.attention_layers)}"
+            )
+            words.append(
+                (
+                    "vectors of attention",
+                    f"{_listed(self.attention_vectors)} of {of_blocks}, {rungs['attention_coding']}",
+                )
+            )
         if not self.train_draws:
-            return words
+            return tuple(words)
         where = "the whole distribution" if rungs["draw_from"] == "all" else "outside the cached ids"
         return (*words, ("draws", f"{self.train_draws} from {where} at T = {rungs['draw_temperature']:g}"))
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -121,7 +121,8 @@ class TeacherConfig:
 class StudentConfig:
     """Stage `init-student`: one entry of the map `students`."""
 
-    architecture: Literal["distilbert"]
+    architecture: Literal["distilbert", "same"]
+    """`distilbert`: of a BERT. `same`: the teacher's own class, with fewer blocks."""
     initialise: Literal["teacher", "random"]
     layers: int
     dropout: float

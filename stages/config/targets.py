@@ -6,6 +6,7 @@ from typing import Literal
 
 from stages.config.base import require
 from stages.config.cache import CacheConfig
+from stages.config.layers import check_inner_layers, check_inner_targets
 from stages.config.training import TrainConfig
 
 
@@ -40,6 +41,7 @@ def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
             train.weights.cos,
             "0, as cache.hidden is none: no hidden state is cached",
         )
+    check_inner_targets(train, cache)
     if train.weights.mse > 0:
         _check_mse(train, cache)
     if train.weights.kd == 0:
@@ -73,18 +75,19 @@ def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
 
 
 def check_teacher_layers(train: TrainConfig, cache: CacheConfig, teacher_layers: int) -> None:
-    """Refuse cached layers that the teacher does not have, and a loss that reads a last layer that is not cached."""
+    """Refuse cached layers that the teacher does not have, and losses that read layers or blocks that are not cached."""
+    check_inner_layers(train, cache, teacher_layers)
     layers = cache.hidden_layers
     if layers is None:
         return
     blocks = f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks"
     require(layers[-1] <= teacher_layers, "cache.hidden_layers", list(layers), blocks)
-    reads_last = train.weights.cos > 0 or train.reads_teacher_logits
     require(
-        layers[-1] == teacher_layers or not reads_last,
+        layers[-1] == teacher_layers or not train.reads_last_hidden,
         "cache.hidden_layers",
         list(layers),
-        f"a list that ends in {teacher_layers}, the teacher's last layer, which train.kd_source: hidden and the cosine loss read",
+        f"a list that ends in {teacher_layers}, the teacher's last layer, which train.kd_source: hidden reads, and the cosine loss "
+        "unless train.layer_map names others",
     )
 
 

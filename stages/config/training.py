@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from stages.config.base import joined, require, require_seed
+from stages.config.layers import RelationsConfig, check_inner_losses
 from stages.config.validation import ValidationConfig
+from storage.layout import PARTS, PartName
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 """Where a training can report to, by the name of its Python package."""
@@ -16,7 +18,7 @@ Tracker = Literal["tensorboard", "wandb", "mlflow", "dvclive"]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """`kd T^2 KL + mlm CE + clm CE + cos (1 - cosine) + mse SE`; DistilBERT: 5, 2, 0, 1, 0."""
+    """`kd T^2 KL + mlm CE + clm CE + cos (1 - cosine) + mse SE`, and losses inside; DistilBERT: 5, 2, 0, 1, 0."""
 
     kd: float
     mlm: float
@@ -26,6 +28,12 @@ class LossWeights:
     cos: float
     mse: float = joined(0.0)
     """Squared difference of the logits, summed over the vocabulary: for `kd_source: hidden`."""
+    hidden: float = joined(0.0)
+    """Mean squared difference of hidden states."""
+    relations: float = joined(0.0)
+    """MiniLMv2's: KL of self-attention relations. Needs `cache.attention_vectors`, as the next one does."""
+    attention: float = joined(0.0)
+    """TinyBERT's: mean squared difference of attention scores."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -78,6 +86,15 @@ class TrainConfig:
     """Which of the cached positions the losses on logits (kd, mse) are means over."""
     cos_positions: Literal["all", "masked"] = joined("all")
     """The same for the cosine loss."""
+    layer_map: tuple[tuple[int, ...], ...] | None = joined(None)
+    """`[[student, teacher], ...]`: the layers that cos and hidden are means over, numbered as `cache.hidden_layers` are (0: the
+    embeddings); null: last to last."""
+    hidden_projection: bool = joined(False)
+    """A linear map from the student's width to the teacher's, learned with the student and left behind, for cos and hidden."""
+    relations: RelationsConfig | None = joined(None)  # noqa: RUF009  it is frozen
+    """What `weights.relations` compares."""
+    attention_map: tuple[tuple[int, ...], ...] | None = joined(None)
+    """`[[student, teacher], ...]`: the blocks, counted from 1, that `weights.attention` is a mean over."""
     warmup_steps: int | None = None
     """Steps in which the learning rate rises from 0; or set `warmup_fraction`."""
     warmup_fraction: float | None = joined(None)
@@ -128,6 +145,7 @@ class TrainConfig:
             self.micro_batch_size,
             f"a divisor of train.batch_size ({self.batch_size})",
         )
+        check_inner_losses(self)
 
     def _check_warmup(self) -> None:
         require(
@@ -153,7 +171,7 @@ class TrainConfig:
     @property
     def distils(self) -> bool:
         """Whether anything is learned from the teacher."""
-        return not {"kd", "cos", "mse"}.isdisjoint(self.weights.used)
+        return not {"mlm", "clm"}.issuperset(self.weights.used)
 
     @property
     def reads_draws(self) -> bool:
@@ -164,6 +182,31 @@ class TrainConfig:
     def reads_teacher_logits(self) -> bool:
         """Whether a loss reads the teacher's logits at every id, which its frozen head makes of the cached hidden state."""
         return self.kd_source == "hidden" and (self.weights.kd > 0 or self.weights.mse > 0)
+
+    @property
+    def reads_states(self) -> bool:
+        """Whether a loss compares hidden states."""
+        return self.weights.cos > 0 or self.weights.hidden > 0
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """The teacher's layers that hidden states are compared with, by number; none where that is the last one, unnamed."""
+        return tuple(sorted({theirs for _, theirs in self.layer_map or ()})) if self.reads_states else ()
+
+    @property
+    def reads_last_hidden(self) -> bool:
+        """Whether a loss reads the teacher's last hidden state without naming its number."""
+        return self.reads_teacher_logits or (self.reads_states and self.layer_map is None)
+
+    @property
+    def attention_parts(self) -> tuple[PartName, ...]:
+        """The vectors of self-attention that losses read."""
+        read: set[PartName] = set()
+        if self.weights.relations > 0 and self.relations is not None:
+            read.update(self.relations.compared)
+        if self.weights.attention > 0:
+            read.update(("queries", "keys"))
+        return tuple(part for part in PARTS if part in read)
 
 
 @dataclass(frozen=True, kw_only=True)

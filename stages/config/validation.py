@@ -11,10 +11,14 @@ LOWER_IS_BETTER = {
     "kl_masked": True,
     "kl_all": True,
     "mlm_loss": True,
+    "clm_loss": True,
     "agreement_masked": False,
     "agreement_all": False,
 }
 """The figures that a training can be judged by."""
+
+_ONLY_MASKED, _ONLY_CAUSAL = ("kl_masked", "mlm_loss", "agreement_masked"), ("clm_loss",)
+"""Those that there are of students of one kind of teacher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class ValidationConfig:
     validated."""
     sequences: int | None = None
     """How many of the split's sequences, the first ones; null: all. The figures of the finished student are of all."""
-    metric: Literal["kl_masked", "kl_all", "mlm_loss", "agreement_masked", "agreement_all"] = "kl_masked"
+    metric: Literal["kl_masked", "kl_all", "mlm_loss", "clm_loss", "agreement_masked", "agreement_all"] = "kl_masked"
     """What `keep` and `patience` go by."""
     keep: Literal["last", "best"] = "last"
     """Which weights become the student: those of the last step, or those of the validation with the best `metric`."""
@@ -54,3 +58,15 @@ class ValidationConfig:
     def lower_is_better(self) -> bool:
         """Whether `metric` falls as the student gets better."""
         return LOWER_IS_BETTER[self.metric]
+
+
+def check_metric(validation: ValidationConfig, objective: Literal["masked", "causal"]) -> None:
+    """Refuse a figure that a student of such a teacher does not have, where any is looked at. Raises `ConfigError`."""
+    absent = _ONLY_MASKED if objective == "causal" else _ONLY_CAUSAL
+    present = [name for name in LOWER_IS_BETTER if name not in absent]
+    require(
+        validation.steps is None or validation.metric in present,
+        "train.validation.metric",
+        validation.metric,
+        f"{', '.join(present)}, as teacher.objective is {objective}",
+    )

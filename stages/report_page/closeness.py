@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.figures import OF_THE_TEACHER
+from stages.figures import LABELS, OF_THE_TEACHER, PREDICTION, Objective
 from stages.report_page.run_files import Record, RunFiles
 from stages.report_page.tables import Cell, Column, Table
 from stages.report_page.units import NO_BREAK, count, duration, number, percent
@@ -24,7 +24,16 @@ class Measure:
     show: Callable[[float], str]
 
 
-MEASURES = (
+_COSINE = Measure(
+    "hidden_cosine",
+    "Cosine",
+    "all",
+    False,
+    "mean cosine between the last hidden states of student and teacher, all positions; only where both have one size",
+    number,
+)
+
+_MASKED = (
     Measure(
         "kl_masked",
         "KL",
@@ -59,20 +68,54 @@ MEASURES = (
         "share of masked tokens whose true token is named first",
         percent,
     ),
-    Measure(
-        "hidden_cosine",
-        "Cosine",
-        "all",
-        False,
-        "mean cosine between the last hidden states of student and teacher, all positions; only where both have one size",
-        number,
-    ),
+    _COSINE,
 )
 
-COLUMNS = tuple(
-    Column(measure.label, measure.unit, "↓ is better" if measure.lower_is_better else "↑ is better")
-    for measure in MEASURES
+_CAUSAL = (
+    Measure(
+        "kl_all",
+        "KL",
+        "all, nats",
+        True,
+        "KL(teacher ‖ student) over the whole vocabulary at T = 1, mean over all positions that are cached; 0: the same predictions",
+        number,
+    ),
+    Measure(
+        "agreement_all",
+        "Agreement",
+        "all",
+        False,
+        "share of these positions at which student and teacher name the same most likely next token",
+        percent,
+    ),
+    Measure(
+        "clm_loss",
+        "CLM loss",
+        "next token, nats",
+        True,
+        "cross-entropy with the token that follows, mean over all tokens that have one",
+        number,
+    ),
+    Measure(
+        "next_accuracy",
+        "Accuracy",
+        "next token",
+        False,
+        "share of tokens for which the one that follows is named first",
+        percent,
+    ),
+    _COSINE,
 )
+
+MEASURES: dict[Objective, tuple[Measure, ...]] = {"masked": _MASKED, "causal": _CAUSAL}
+"""By what the teacher predicts."""
+
+
+def _columns(objective: Objective) -> list[Column]:
+    return [
+        Column(measure.label, measure.unit, "↓ is better" if measure.lower_is_better else "↑ is better")
+        for measure in MEASURES[objective]
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +137,7 @@ def comparison_runs(comparison: Record) -> list[Run]:
             trained=bool(row.values.get("trained")),
             steps=int(row.number("steps")),
             seconds=row.number_list("seconds") if "seconds" in row else [],
-            values={
-                measure.key: row.record("values").number_list(measure.key)
-                for measure in MEASURES
-                if measure.key in row.record("values")
-            },
+            values={name: row.record("values").number_list(name) for name in LABELS if name in row.record("values")},
         )
         for row in comparison.records("rows")
     ]
@@ -106,44 +145,45 @@ def comparison_runs(comparison: Record) -> list[Run]:
 
 def this_run_table(files: RunFiles) -> Table:
     """Teacher and student of this run, on the split of the evaluation and on validation."""
+    measures, (loss, accuracy, tokens) = MEASURES[files.objective], PREDICTION[files.objective]
     held_out = {files.evaluation.text("split"): files.evaluation}
     held_out.setdefault("validation", files.training.record("validation"))
     rows = []
     for split, figures in held_out.items():
         teacher = {
             **{key: value for key, value in OF_THE_TEACHER.items() if key in figures},
-            "mlm_loss": figures.number("teacher_mlm_loss"),
-            "masked_accuracy": figures.number("teacher_masked_accuracy"),
+            **{name: figures.number(f"teacher_{name}") for name in (loss, accuracy)},
         }
-        student = {measure.key: figures.number(measure.key) for measure in MEASURES if measure.key in figures}
+        student = {measure.key: figures.number(measure.key) for measure in measures if measure.key in figures}
         name = files.training.text("student")
         for who, values in (("teacher", teacher), (f"student {name}", student)):
-            rows.append([Cell(who, detail=split), *(_cell(measure, values) for measure in MEASURES)])
+            rows.append([Cell(who, detail=split), *(_cell(measure, values) for measure in measures)])
     sizes = "; ".join(
-        f"{split}: {count(figures.number('masked_tokens'))} masked tokens, {count(figures.number('positions'))} positions"
+        f"{split}: {count(figures.number(tokens))} {tokens.replace('_', ' ')}, {count(figures.number('positions'))} positions"
         for split, figures in held_out.items()
     )
     return Table(
         name="this-run",
         caption=f"This run, on text that the student was not trained on ({sizes}).",
-        columns=[Column("", "", ""), *COLUMNS],
+        columns=[Column("", "", ""), *_columns(files.objective)],
         rows=rows,
     )
 
 
-def comparison_table(comparison: Record, runs: Sequence[Run]) -> Table:
+def comparison_table(comparison: Record, runs: Sequence[Run], objective: Objective) -> Table:
     """All rows, the mean over seeds and their range; the best mean of the trained ones is marked."""
-    trained = [run for run in runs if run.trained]
-    best = {measure.key: _best(measure, trained) for measure in MEASURES}
+    trained, measures = [run for run in runs if run.trained], MEASURES[objective]
+    best = {measure.key: _best(measure, trained) for measure in measures}
     rows = []
     for run in runs:
-        cells = [_mean_cell(measure, run, best[measure.key]) for measure in MEASURES]
+        cells = [_mean_cell(measure, run, best[measure.key]) for measure in measures]
         time = Cell(duration(_mean(run.seconds)) if run.trained and run.seconds else "–")
         rows.append([Cell(run.name), *cells, time])
     seeds = comparison.number_list("seeds")
     split = comparison.text("split")
-    if "masked_tokens" in comparison:
-        split += f" ({count(comparison.number('masked_tokens'))} masked tokens)"
+    tokens = PREDICTION[objective][2]
+    if tokens in comparison:
+        split += f" ({count(comparison.number(tokens))} {tokens.replace('_', ' ')})"
     over = (
         f"the mean over {len(seeds)} seeds and, below it, the lowest and the highest" if len(seeds) > 1 else "one seed"
     )
@@ -151,7 +191,7 @@ def comparison_table(comparison: Record, runs: Sequence[Run]) -> Table:
     return Table(
         name="comparison",
         caption=caption,
-        columns=[Column("", "", ""), *COLUMNS, Column("Training", "time", "")],
+        columns=[Column("", "", ""), *_columns(objective), Column("Training", "time", "")],
         rows=rows,
     )
 

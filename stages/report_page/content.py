@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 
 from stages.config import Config
+from stages.figures import LABELS, PREDICTION, Objective, closest
 from stages.report_page.run_files import RunFiles
 from stages.report_page.tables import faster, smaller
 from stages.report_page.units import NO_BREAK, count, data_size, duration, millions, number, percent, plural
 from storage.layout import SPLITS
 
-LOAD = """\
+_LOAD_MASKED = """\
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 model = AutoModelForMaskedLM.from_pretrained("models/student")
@@ -23,7 +24,19 @@ fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
 for guess in fill(f"The function returns a {tokenizer.mask_token} of numbers."):
     print(f"{guess['score']:.3f}  {guess['sequence']}")
 """
-"""Python that runs in the project folder."""
+
+_LOAD_CAUSAL = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+model = AutoModelForCausalLM.from_pretrained("models/student")
+tokenizer = AutoTokenizer.from_pretrained("models/student")
+
+generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+print(generate("The function returns", max_new_tokens=12)[0]["generated_text"])
+"""
+
+LOAD: dict[Objective, str] = {"masked": _LOAD_MASKED, "causal": _LOAD_CAUSAL}
+"""Python that runs in the project folder, by what the teacher predicts."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,11 @@ def headline(files: RunFiles) -> tuple[str, str]:
     positions = files.cache.record("positions").number("train")
     layers = plural(files.config.student.layers, "layer")
     distilled = files.config.train.distils
-    learned = (
-        "learned from them" if distilled else "was trained on the same masked text alone, by masked language modelling,"
-    )
+    alone = {
+        "masked": "was trained on the same masked text alone, by masked language modelling,",
+        "causal": "was trained on the same text alone, by predicting the next token,",
+    }
+    learned = "learned from them" if distilled else alone[files.objective]
     summary = (
         f"The teacher, {_teacher(files)}, ran once over {_corpus(files.config)}; {count(positions)} positions were cached. "
         f"The student “{files.training.text('student')}”, {layers}, then {learned} in {count(files.training.number('steps'))} steps "
@@ -73,20 +88,27 @@ def tiles(files: RunFiles) -> list[Tile]:
     share, parameters = smaller(files.speed)
     cpu = {who: files.speed.record(who).record("cpu").number("latency_ms") for who in ("teacher", "student")}
     speed, word = faster(files.speed.record("ratio").record("cpu").number("latency")).rsplit(" ", 1)
-    mlm, teacher_mlm = held_out.number("mlm_loss"), held_out.number("teacher_mlm_loss")
+    kl, agreement, loss = closest(files.objective)
+    loss_of, loss_of_teacher = held_out.number(loss), held_out.number(f"teacher_{loss}")
+    kind = "masked " if files.objective == "masked" else ""
     return [
         Tile(
             "KL to the teacher",
-            number(held_out.number("kl_masked")),
+            number(held_out.number(kl)),
             "nats",
-            f"mean over {count(held_out.number('masked_tokens'))} masked {split} tokens; 0 would be the same predictions",
+            f"mean over {count(_compared(files))} {kind}{split} tokens; 0 would be the same predictions",
         ),
         Tile(
             "Top-1 agreement",
-            *_split_unit(percent(held_out.number("agreement_masked"))),
-            f"of masked {split} tokens: student and teacher name the same token first",
+            *_split_unit(percent(held_out.number(agreement))),
+            f"of {kind}{split} tokens: student and teacher name the same {'' if kind else 'next '}token first",
         ),
-        Tile("MLM loss", number(mlm), "nats", f"the teacher's is {number(teacher_mlm)}; {_gap(mlm - teacher_mlm)}"),
+        Tile(
+            LABELS[loss],
+            number(loss_of),
+            "nats",
+            f"the teacher's is {number(loss_of_teacher)}; {_gap(loss_of - loss_of_teacher)}",
+        ),
         Tile("Parameters", *_split_unit(share), parameters),
         Tile(
             "CPU latency",
@@ -107,6 +129,7 @@ def flow(files: RunFiles) -> tuple[list[Step], list[Step]]:
     """The road in two parts: once, where the teacher is; then from the cache alone."""
     config, cache, training = files.config, files.cache, files.training
     held_out = files.evaluation
+    kl, agreement, loss = closest(files.objective)
     vocabulary = config.tokenize.train
     words = (
         plural(vocabulary.vocabulary_size, "token")
@@ -121,7 +144,7 @@ def flow(files: RunFiles) -> tuple[list[Step], list[Step]]:
         Step(
             "teacher",
             f"{millions(files.teacher.number('parameters'))} parameters",
-            f"MLM loss {number(files.teacher.number('mlm_loss'))} nats",
+            f"{LABELS[loss]} {number(files.teacher.number(loss))} nats",
         ),
         Step(
             "cache-teacher",
@@ -142,8 +165,9 @@ def flow(files: RunFiles) -> tuple[list[Step], list[Step]]:
         ),
         Step(
             "evaluate",
-            f"KL {number(held_out.number('kl_masked'))} nats",
-            f"{percent(held_out.number('agreement_masked'))} agreement on {count(held_out.number('masked_tokens'))} masked tokens",
+            f"KL {number(held_out.number(kl))} nats",
+            f"{percent(held_out.number(agreement))} agreement on {count(_compared(files))} "
+            f"{'masked ' if files.objective == 'masked' else ''}tokens",
         ),
     ]
     return once, often
@@ -194,6 +218,11 @@ def parameters_yaml(files: RunFiles) -> str:
     """All parameters of the run, as in params.yaml."""
     values: dict[str, Any] = dict(files.provenance.record("parameters").values)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=96)
+
+
+def _compared(files: RunFiles) -> float:
+    """Tokens that the first figures are means over: the masked ones, or, of a causal teacher, all."""
+    return files.evaluation.number(PREDICTION["masked"][2] if files.objective == "masked" else "positions")
 
 
 def _teacher(files: RunFiles) -> str:

@@ -42,18 +42,18 @@ def write_page(files: RunFiles, folder: Path) -> None:
         once=once,
         often=often,
         this_run=closeness.this_run_table(files),
-        measures=closeness.MEASURES,
+        measures=closeness.MEASURES[files.objective],
         comparison=_comparison(files, folder),
         training_plots=plots.training_plots(files, folder),
         teacher_plots=plots.teacher_plots(files, folder),
         cache_facts=content.cache_facts(files),
         bytes_table=tables.bytes_table(files.cache),
         bytes_plots=plots.bytes_plot(cache_bytes, folder),
-        distribution_table=tables.distribution_table(files.cache),
-        spread_plots=plots.spread_plots(files.histograms, folder),
+        distribution_table=tables.distribution_table(files.cache, files.objective),
+        spread_plots=plots.spread_plots(files.histograms, folder, files.objective),
         logits_cached=bool(files.cache_run.record("retained_mass").values),
         speed_table=tables.speed_table(files.speed),
-        load=content.LOAD,
+        load=content.LOAD[files.objective],
         provenance=content.provenance_facts(files),
         packages=content.packages(files),
         parameters=content.parameters_yaml(files),
@@ -102,7 +102,7 @@ def _comparison(files: RunFiles, folder: Path) -> Comparison | None:
             "Run pipeline compare to make it anew."
         )
     return Comparison(
-        table=closeness.comparison_table(files.comparison, runs),
-        plots=plots.comparison_plots(runs, folder),
+        table=closeness.comparison_table(files.comparison, runs, files.objective),
+        plots=plots.comparison_plots(runs, folder, files.objective),
         notes=notes,
     )

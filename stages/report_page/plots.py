@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stages.config import TrainConfig
-from stages.figures import LABELS
+from stages.figures import LABELS, PREDICTION, Objective, closest
 from stages.report_page.closeness import Run
 from stages.report_page.drawing import FIRST, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
 from stages.report_page.run_files import Curves, Histogram, RunFiles
@@ -19,13 +19,15 @@ _CURVE = 2
 """Points that make one: the figures of the finished student alone are in the tables."""
 
 
-def comparison_plots(runs: Sequence[Run], folder: Path) -> list[Plot]:
+def comparison_plots(runs: Sequence[Run], folder: Path, objective: Objective) -> list[Plot]:
     """KL and agreement of every student of the comparison; the teacher is 0 and 100 % by definition and left out."""
     students = [run for run in runs if run.name != "teacher"]
     drawn = []
+    kl, agreement, _ = closest(objective)
+    of = "masked tokens" if objective == "masked" else "all positions"
     for key, name, title, unit, better in (
-        ("kl_masked", "comparison-kl", "KL to the teacher, masked tokens", "nats", "further left"),
-        ("agreement_masked", "comparison-agreement", "Top-1 agreement, masked tokens", "%", "further right"),
+        (kl, "comparison-kl", f"KL to the teacher, {of}", "nats", "further left"),
+        (agreement, "comparison-agreement", f"Top-1 agreement, {of}", "%", "further right"),
     ):
         scale = 100.0 if unit == "%" else 1.0
         shown = [(run.name, [scale * value for value in run.values[key]]) for run in students if run.values.get(key)]
@@ -75,6 +77,7 @@ def _dots(
 
 def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
     """Loss, its parts and the learning rate of the student, over steps; a part of weight 0 is no part and is not drawn."""
+    loss = PREDICTION[run.objective][0]
     panels = [("loss", "Student: loss", "loss (weighted sum)", f"What is minimised: {_formula(run.config.train)}.")]
     curves = [
         plot
@@ -87,7 +90,7 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
             title=title,
             unit=unit,
             caption=caption,
-            held_out=_points(run.validation_curves, "mlm_loss") if column == "mlm" else [],
+            held_out=_points(run.validation_curves, loss) if loss == f"{column}_loss" else [],
         )
     ]
     held_out = validation_plots(run, folder)
@@ -96,18 +99,20 @@ def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
 
 def validation_plots(run: RunFiles, folder: Path) -> list[Plot]:
     """KL to the teacher on the validation split, over steps; none where only the finished student was validated."""
-    if len(_points(run.validation_curves, "kl_masked")) < _CURVE:
+    kl, _, _ = closest(run.objective)
+    if len(_points(run.validation_curves, kl)) < _CURVE:
         return []
     rules = run.config.train.validation
     measured = "on all of it" if rules.sequences is None else f"on its first {plural(rules.sequences, 'sequence')}"
-    caption = f"Masked tokens of the validation split, measured {measured}; no text of it is trained on."
+    of = "Masked tokens" if run.objective == "masked" else "All positions"
+    caption = f"{of} of the validation split, measured {measured}; no text of it is trained on."
     if rules.keep == "best":
         kept = f"{run.training.number('kept_step'):,.0f}"
         caption += f" The student has the weights of step {kept}, the best by {LABELS[rules.metric]}."
     return list(
         _curve(
             run.validation_curves,
-            "kl_masked",
+            kl,
             folder,
             name="student-validation-kl",
             title="Student: KL to the teacher, held out",
@@ -130,6 +135,8 @@ def _parts(train: TrainConfig) -> list[tuple[str, str, str, str]]:
         ", masked tokens only" if positions == "masked" else ""
         for positions in (train.kd_positions, train.cos_positions)
     )
+    last = "the last hidden states of student and teacher"
+    states = last if train.layer_map is None else "hidden states of student and teacher, mean over pairs of layers"
     panels = {
         "kd": (
             "Student: KL to the teacher (kd)",
@@ -149,12 +156,27 @@ def _parts(train: TrainConfig) -> list[tuple[str, str, str, str]]:
         "cos": (
             "Student: hidden states (cos)",
             "1 − cosine",
-            f"One minus the cosine between the last hidden states of student and teacher{of_cos}, without its weight; 0: one direction.",
+            f"One minus the cosine between {states}{of_cos}, without its weight; 0: one direction.",
         ),
         "mse": (
             "Student: logits (mse)",
             "squared difference",
             f"Squared difference between the logits of student and teacher, summed over the vocabulary{of_kd}, without its weight.",
+        ),
+        "hidden": (
+            "Student: hidden states (hidden)",
+            "squared difference",
+            f"Mean squared difference between {states}, without its weight.",
+        ),
+        "relations": (
+            "Student: self-attention relations (relations)",
+            "nats",
+            "KL from the teacher’s relations between positions to the student’s, summed over the kinds of vectors, without its weight.",
+        ),
+        "attention": (
+            "Student: attention scores (attention)",
+            "squared difference",
+            "Mean squared difference between the unnormalised attention scores of student and teacher, without its weight.",
         ),
     }
     return [(part, *panels[part]) for part in train.weights.used]
@@ -265,17 +287,24 @@ _SPREADS = {
 }
 
 
-def spread_plots(histograms: Sequence[Histogram], folder: Path) -> list[Plot]:
-    """Histograms over train positions, masked against not masked: one plot per figure and temperature."""
+def spread_plots(histograms: Sequence[Histogram], folder: Path, objective: Objective) -> list[Plot]:
+    """Histograms over train positions, masked against not masked where any are: one plot per figure and temperature."""
+    words = (
+        {"masked": "masked tokens", "unmasked": "tokens not masked (dashed)"}
+        if objective == "masked"
+        else {"unmasked": "all cached positions"}
+    )
     drawn = []
     for figure, temperature in dict.fromkeys((one.figure, one.temperature) for one in histograms):
         if figure in _SPREADS:
             chosen = [one for one in histograms if (one.figure, one.temperature) == (figure, temperature)]
-            drawn.append(_spread(chosen, folder, figure, f"{float(temperature):g}"))
+            drawn.append(_spread(chosen, folder, figure, f"{float(temperature):g}", words))
     return drawn
 
 
-def _spread(histograms: Sequence[Histogram], folder: Path, kind: str, temperature: str) -> Plot:
+def _spread(
+    histograms: Sequence[Histogram], folder: Path, kind: str, temperature: str, words: Mapping[str, str]
+) -> Plot:
     what, unit, reading = _SPREADS[kind]
     title = f"{what}, T = {temperature}"
     with style():
@@ -293,7 +322,7 @@ def _spread(histograms: Sequence[Histogram], folder: Path, kind: str, temperatur
             panel.stairs(shares, one.edges, color=colour, alpha=0.18, fill=True)
             panel.stairs(shares, one.edges, color=colour, linewidth=1.3, linestyle="-" if masked else (0, (3, 1)))
             panel.annotate(
-                "masked tokens" if masked else "tokens not masked (dashed)",
+                words[one.positions],
                 (x, 0.98 if masked else 0.88),
                 xycoords="axes fraction",
                 ha=side,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from stages.config import Config, load_config
 from stages.context import Artefacts
 from stages.errors import ConfigError, InputError
+from stages.figures import Objective, closest
 
 T = TypeVar("T")
 
@@ -113,6 +114,11 @@ class RunFiles:
     evaluation: Record
     comparison: Record | None
 
+    @property
+    def objective(self) -> Objective:
+        """What the teacher predicts."""
+        return self.config.teacher.objective
+
 
 def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
     """Read what the stages left of the run of `student`.
@@ -149,9 +155,7 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         training_curves=_read_curves(
             runs / "train.csv", train, ("step", "loss", *config.train.weights.used, "learning_rate", "grad_norm")
         ),
-        validation_curves=_read_curves(
-            runs / "validation.csv", train, ("step", "kl_masked", "agreement_masked", "mlm_loss")
-        ),
+        validation_curves=_read_curves(runs / "validation.csv", train, ("step", *closest(config.teacher.objective))),
         evaluation=evaluation,
         comparison=_read_json(comparison, "pipeline compare") if comparison.is_file() else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stages.figures import Objective
 from stages.report_page.run_files import Record
 from stages.report_page.units import NO_BREAK, count, data_size, millions, number, percent, times
 
@@ -54,6 +55,12 @@ _ARRAYS = {
     "draw_weight": "how often each was drawn",
     "hidden": "hidden states of the teacher",
     "hidden_scale": "scales of the quantised hidden state",
+    "queries": "queries of the teacher's attention",
+    "queries_scale": "scales of the quantised queries",
+    "keys": "keys of the teacher's attention",
+    "keys_scale": "scales of the quantised keys",
+    "values": "values of the teacher's attention",
+    "values_scale": "scales of the quantised values",
     "metadata": "Zarr's own description of the arrays",
 }
 
@@ -74,27 +81,33 @@ def bytes_table(cache: Record) -> Table:
     )
 
 
-def distribution_table(cache: Record) -> Table:
-    """Means of entropy and retained mass per temperature, on masked and on other positions."""
+def distribution_table(cache: Record, objective: Objective) -> Table:
+    """Means of entropy and retained mass per temperature, on masked and on other positions; of a causal teacher on all."""
+    masks = objective == "masked"
     groups = [(cache.record("masked"), "masked"), (cache.record("unmasked"), "unmasked")]
     rows = []
     for key, label, show in (("entropy", "Entropy", number), ("retained_mass", "Mass in the top k", percent)):
         means = {name: group.record(key).numbers() if key in group else {} for group, name in groups}
         for temperature in sorted({*means["masked"], *means["unmasked"]}, key=float):
             everywhere = _over_both(cache, key, temperature)
-            values = [means["masked"].get(temperature), means["unmasked"].get(temperature), everywhere]
+            apart = [means["masked"].get(temperature), means["unmasked"].get(temperature)] if masks else []
             unit = "nats" if key == "entropy" else "share of probability"
             rows.append(
                 [
                     Cell(f"{label}, T = {float(temperature):g}", detail=unit),
-                    *(Cell("–" if v is None else show(v)) for v in values),
+                    *(Cell("–" if v is None else show(v)) for v in (*apart, everywhere)),
                 ]
             )
     sizes = [count(group.number("positions")) if "positions" in group else "none" for group, _ in groups]
     return Table(
         name="cache-distributions",
-        caption="The teacher's predictions on the train split: means over masked tokens and over the others.",
-        columns=[Column(""), Column("Masked", sizes[0]), Column("Not masked", sizes[1]), Column("All cached")],
+        caption="The teacher's predictions on the train split: means over "
+        f"{'masked tokens and over the others' if masks else 'all positions that are cached'}.",
+        columns=[
+            Column(""),
+            *([Column("Masked", sizes[0]), Column("Not masked", sizes[1])] if masks else []),
+            Column("All cached"),
+        ],
         rows=rows,
     )
 
@@ -131,7 +144,7 @@ def speed_table(speed: Record) -> Table:
     return Table(
         name="speed",
         caption=(
-            "Teacher and student side by side: forward pass of the encoder, in float32, on sequences of "
+            "Teacher and student side by side: forward pass without the head, in float32, on sequences of "
             f"{count(speed.number('sequence_tokens'))} tokens, "
             f"{count(speed.number('threads'))} CPU thread{'s' if speed.number('threads') != 1 else ''}, "
             f"{count(speed.number('rounds'))} rounds."

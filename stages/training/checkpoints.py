@@ -1,19 +1,21 @@
 """Checkpoints of a training run: `checkpoint-N` folders, whole or absent.
 
-What is in one beside the student's folder: optimizer, scheduler, log, the state of each process's random numbers, and
-`run.json`: which run and cache it belongs to, and size and digest of every file.
+What is in one beside the student's folder: optimizer, scheduler, log, the state of each process's random numbers, what is
+trained with the student and not published (`beside.safetensors`, where there is any), and `run.json`: which run and cache it
+belongs to, and size and digest of every file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from stages.errors import InputError
 from storage.files import discard, sha256_file, sync_folder, sync_tree, write_durably
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 RECORD = "run.json"
 _DRAFT = ".tmp-draft"
+_BESIDE = "beside.safetensors"
+_STUDENT = "student."
+"""What the names of its tensors begin with in a distiller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +177,33 @@ def load_weights(student: PreTrainedModel, folder: Path) -> None:
             f"{folder} is no checkpoint of this student: missing {missing}, unknown {result.unexpected_keys}; "
             "remove that folder and run again"
         )
+
+
+def split_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a distiller: the student's by their names in it, and those that are trained beside it."""
+    student = {name.removeprefix(_STUDENT): tensor for name, tensor in state.items() if name.startswith(_STUDENT)}
+    return student, {name: tensor for name, tensor in state.items() if not name.startswith(_STUDENT)}
+
+
+def save_beside(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write what is trained beside the student; no file where that is nothing."""
+    if tensors:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _BESIDE)
+
+
+def load_beside(distiller: nn.Module, folder: Path) -> None:
+    """Load it from a checkpoint. Raises `InputError` where tensors are missing, unknown or of another shape."""
+    _, expected = split_state(distiller.state_dict())
+    if not expected:
+        return
+    try:
+        loaded = load_file(folder / _BESIDE)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / _BESIDE} cannot be loaded ({error}); remove {folder} and run again") from error
+    found, wanted = ({name: tuple(tensor.shape) for name, tensor in some.items()} for some in (loaded, expected))
+    if found != wanted:
+        raise InputError(f"{folder / _BESIDE} holds {found}; expected {wanted}; remove {folder} and run again")
+    distiller.load_state_dict(loaded, strict=False)
 
 
 def checkpoint_step(folder: Path) -> int:

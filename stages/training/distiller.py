@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from stages.batches import Batch, TargetDecoder, Wanted, labelled_rows
+from stages.attention_vectors import AttentionTaps
+from stages.batches import Batch, TargetDecoder, Wanted
 from stages.config import TrainConfig
 from stages.heads import Head, filled
-from stages.losses import HiddenTargets, Targets, cosine_loss_sum, distillation_loss
-from stages.models import encoder_hidden
+from stages.losses import HiddenTargets, Targets, distillation_loss
+from stages.models import encoder_states
+from stages.training.inner_terms import (
+    AttentionTerm,
+    Counts,
+    Inside,
+    RelationsTerm,
+    StatesTerm,
+    Term,
+    new_projection,
+)
 from stages.training.prepare_student import prepare_student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PARTS = ("kd", "mlm", "clm", "cos", "mse")
+PARTS = ("kd", "mlm", "clm", "cos", "mse", "hidden", "relations", "attention")
 """Parts of the loss in the log, unweighted: nats per position, nats per predicted token (masked, next), 1 - cosine per
-position, and squared difference of the logits per position."""
+position, squared difference of the logits per position; of hidden states per position and number in them, nats per position
+and relation, squared difference of attention scores."""
 
 
 def wanted_by(config: TrainConfig) -> Wanted:
     """The stored targets that the losses of a training read."""
     return Wanted(
-        hidden=config.reads_teacher_logits or config.weights.cos > 0,
+        hidden=config.reads_last_hidden,
         logits=config.weights.kd > 0 and config.kd_source == "top_k",
         draws=config.reads_draws,
+        layers=config.teacher_layers,
+        attention=config.attention_parts,
     )
 
 
@@ -35,9 +49,18 @@ class Distiller(nn.Module):
     """The student and what its loss needs of the teacher: a frozen head, or nothing."""
 
     def __init__(
-        self, student: PreTrainedModel, config: TrainConfig, decoder: TargetDecoder, teacher_head: Head | None
+        self,
+        student: PreTrainedModel,
+        config: TrainConfig,
+        decoder: TargetDecoder,
+        teacher_head: Head | None,
+        *,
+        teacher_width: int | None = None,
     ) -> None:
-        """Raises `ConfigError` where the student lacks what the parameters are about."""
+        """`teacher_width`: of its hidden states; None is that of the student.
+
+        Raises `ConfigError` where the student lacks what the parameters are about.
+        """
         super().__init__()
         self.student = student
         prepare_student(student, config)
@@ -45,6 +68,27 @@ class Distiller(nn.Module):
         self._decoder = decoder
         self._teacher_head = teacher_head
         self._predicted = "clm" if decoder.objective == "causal" else "mlm"
+        self.hidden_projection: nn.Linear | None = None
+        """Trained with the student and left behind."""
+        if config.hidden_projection and config.reads_states:
+            width = Head.of(student).hidden_size
+            self.hidden_projection = new_projection(width, teacher_width or width, config.seed)
+        self._terms = self._inner_terms()
+        self._layers = sorted({layer for term in self._terms for layer in term.layers})
+        vectors = {which for term in self._terms for which in term.vectors}
+        self._taps: AttentionTaps | None = None
+        if vectors:
+            self._taps = AttentionTaps(student, sorted({block for _, block in vectors}), {part for part, _ in vectors})
+
+    def _inner_terms(self) -> list[Term]:
+        config, weights, terms = self._config, self._config.weights, list[Term]()
+        if config.reads_states:
+            terms.append(StatesTerm(config, self._decoder, self.student, self.hidden_projection))
+        if weights.relations > 0:
+            terms.append(RelationsTerm(config, self._decoder, self.student))
+        if weights.attention > 0:
+            terms.append(AttentionTerm(config, self._decoder, self.student))
+        return terms
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -58,16 +102,15 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and parts (as `PARTS`) of a micro-batch; `counts` f4 (2,): positions and labelled rows of the whole optimizer step."""
         config, weights = self._config, self._config.weights
-        rows = encoder_hidden(self.student, batch["input_ids"], batch["attention_mask"]).flatten(0, 1)[
-            batch["row_index"]
-        ]
+        inside = self._inside(batch)
+        rows, teacher_hidden = inside.rows, inside.teacher_hidden
         head = Head.of(self.student)
         weight, bias = head.projection
-        position_count, label_count = counts.clamp_min(1).unbind()
-        teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
+        of_step = Counts(*counts.clamp_min(1).unbind())
+        label_count = of_step.labelled
         # Without a loss on the teacher's logits only what is predicted goes through the head.
         kd_positions = config.kd_positions if weights.kd + weights.mse > 0 else "masked"
-        of_kd, kd_count = self._restricted(kd_positions, batch, position_count, label_count)
+        of_kd, kd_count = of_step.of_rows(kd_positions, batch)
         features = rows[: len(of_kd["row_index"])]
         unit = self._unit(kd_count)
         loss = distillation_loss(
@@ -88,19 +131,25 @@ class Distiller(nn.Module):
             self._predicted: loss.mlm_sum / label_count,
             "mse": loss.mse_sum / kd_count,
         }
-        if weights.cos > 0 and teacher_hidden is not None:
-            of_cos, cos_count = self._restricted(config.cos_positions, batch, position_count, label_count)
-            count = len(of_cos["row_index"])
-            cos = cosine_loss_sum(rows[:count], teacher_hidden[:count], self._decoder.row_weights(of_cos))
-            total = total + weights.cos / cos_count * cos
-            parts["cos"] = cos.detach() / cos_count
+        for term in self._terms:
+            for name, of in term.sums(batch, inside, of_step).items():
+                total = total + getattr(weights, name) / of.count * of.value
+                parts[name] = of.value.detach() / of.count
         zero = torch.zeros_like(loss.kd_sum)
         return total, torch.stack([parts.get(part, zero) for part in PARTS])
 
-    @staticmethod
-    def _restricted(positions: str, batch: Batch, position_count: Tensor, label_count: Tensor) -> tuple[Batch, Tensor]:
-        """The rows that a term is a sum over, and what it is divided by."""
-        return (labelled_rows(batch), label_count) if positions == "masked" else (batch, position_count)
+    def _inside(self, batch: Batch) -> Inside:
+        """One forward pass of the student's encoder, and what the terms read of it."""
+        teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
+        with nullcontext() if self._taps is None else self._taps:
+            last, states = encoder_states(self.student, batch["input_ids"], batch["attention_mask"], self._layers)
+        index = batch["row_index"]
+        return Inside(
+            rows=last.flatten(0, 1)[index],
+            states={layer: state.flatten(0, 1)[index] for layer, state in states.items()},
+            vectors=self._taps,
+            teacher_hidden=teacher_hidden,
+        )
 
     @staticmethod
     def _unit(count: Tensor) -> Tensor | float:

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from stages.training.checkpoints import save_beside, split_state
 from stages.training.distiller import Distiller
 from stages.training.trainer import DistillationTrainer
 
@@ -91,10 +92,11 @@ class ShardedTrainer(DistillationTrainer):
         if self.args.should_save:
             student = self._distiller.student
             tied = set(student.all_tied_weights_keys)  # stored under their other name
-            named = {name.removeprefix("student."): tensor for name, tensor in state.items()}
+            named, beside = split_state(state)
             student.config.save_pretrained(folder)
             weights = {name: tensor.contiguous() for name, tensor in named.items() if name not in tied}
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            save_beside(beside, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer, scheduler = self._optimizer_and_scheduler()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any, Never
 
 import torch
@@ -19,7 +20,15 @@ from transformers import Trainer, TrainingArguments
 
 from stages.batches import Batch, PlannedBatches
 from stages.errors import SaidElsewhere, StageError
-from stages.training.checkpoints import Checkpoint, Checkpoints, LogState, load_weights
+from stages.training.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    LogState,
+    load_beside,
+    load_weights,
+    save_beside,
+    split_state,
+)
 from stages.training.distiller import Distiller
 from stages.training.log import LOSSES, refuse_not_finite
 from stages.training.processes import Processes
@@ -148,12 +157,15 @@ class DistillationTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         del state_dict  # always the student's own, as a Hugging Face folder
         if self.args.should_save:
-            self._distiller.student.save_pretrained(output_dir or self._checkpoints.folder)
+            folder = Path(output_dir or self._checkpoints.folder)
+            self._distiller.student.save_pretrained(folder)
+            save_beside(split_state(self._distiller.state_dict())[1], folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         del resume_from_checkpoint, model
         assert self._resumed is not None
         load_weights(self._distiller.student, self._resumed.folder)
+        load_beside(self._distiller, self._resumed.folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         assert self._resumed is not None
@@ -206,7 +218,11 @@ class DistillationTrainer(Trainer):
 
 
 def _sums_of(saved: list[list[float]], processes: Processes) -> list[float]:
-    """What this process goes on adding to; only all of them together matter where there are more or fewer than there were."""
+    """What this process goes on adding to; only all of them together matter where there are more or fewer than there were.
+
+    A checkpoint from before a part of the loss joined the log has no sum for it.
+    """
+    saved = [[*sums, *[0.0] * (len(LOSSES) - len(sums))] for sums in saved]
     if len(saved) == processes.size:
         return saved[processes.rank]
     return _together(saved) if processes.rank == 0 else [0.0] * len(LOSSES)

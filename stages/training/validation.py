@@ -122,7 +122,7 @@ class Validation(TrainerCallback):
         asked, failed = self._processes.add(float(stopped), float(error is not None))
         if failed:
             raise SaidElsewhere if error is None else error
-        return {} if asked else means(self._processes.add(*sums))
+        return {} if asked else means(self._processes.add(*sums), self._reader.description.objective)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

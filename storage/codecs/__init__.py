@@ -1,4 +1,4 @@
-"""How hidden states and logits become bytes, and back (FORMAT.md, section 4).
+"""How vectors (hidden states, queries, keys, values) and logits become bytes, and back (FORMAT.md, section 4).
 
 Each codec is a small frozen dataclass: `encode` gives the arrays to store, `decode` the values (into `out` where given),
 `limit` is the largest magnitude that it takes, `error_bound` says for each value how far the decoded one may be off. The
@@ -16,7 +16,7 @@ from storage.codecs.blocks import Arrays, Float32, row_blocks, row_values
 from storage.codecs.floats import BFLOAT16_INFINITY, BFLOAT16_MAX, FLOAT16_MAX, Bfloat16, FloatCodec
 from storage.codecs.int8_groups import INT8_FILL, INT8_MAX, Int8Groups
 from storage.codecs.logit_grid import GAP_MAX, LogitGrid
-from storage.layout import Layout
+from storage.layout import Layout, VectorName
 
 __all__ = [
     "BFLOAT16_INFINITY",
@@ -29,36 +29,45 @@ __all__ = [
     "Bfloat16",
     "Codec",
     "FloatCodec",
-    "HiddenCodec",
     "Int8Groups",
     "LogitGrid",
     "LogitsCodec",
+    "VectorCodec",
     "decode_hidden",
     "decode_logits",
+    "decode_vectors",
     "encode_hidden",
     "encode_logits",
-    "hidden_codec",
+    "encode_vectors",
     "logits_codec",
     "row_blocks",
     "row_values",
+    "vector_codec",
 ]
 
-HiddenCodec = FloatCodec | Bfloat16 | Int8Groups
+VectorCodec = FloatCodec | Bfloat16 | Int8Groups
 LogitsCodec = FloatCodec | LogitGrid
-Codec = HiddenCodec | LogitsCodec
+Codec = VectorCodec | LogitsCodec
+
+_IN_WORDS: dict[VectorName, str] = {
+    "hidden": "hidden states",
+    "queries": "queries",
+    "keys": "keys",
+    "values": "values of attention",
+}
 
 
-def hidden_codec(layout: Layout) -> HiddenCodec | None:
-    """The codec of the hidden states; None where none are cached."""
-    match layout.hidden:
+def vector_codec(layout: Layout, name: VectorName) -> VectorCodec | None:
+    """The codec of these vectors; None where they are not cached."""
+    match layout.coding(name):
         case "none":
             return None
         case "int8":
-            return Int8Groups(layout.hidden_group)
+            return Int8Groups(layout.hidden_group, name)
         case "bfloat16":
-            return Bfloat16()
+            return Bfloat16(name)
         case dtype:
-            return FloatCodec("hidden", dtype)
+            return FloatCodec(name, dtype)
 
 
 def logits_codec(layout: Layout) -> LogitsCodec | None:
@@ -72,14 +81,24 @@ def logits_codec(layout: Layout) -> LogitsCodec | None:
             return FloatCodec("top_logits", dtype)
 
 
+def encode_vectors(layout: Layout, name: VectorName, values: Float32) -> dict[str, NDArray[Any]]:
+    """The stored arrays (`<name>`, perhaps `<name>_scale`) of vectors f4 (R, L, W)."""
+    return _cached(vector_codec(layout, name), _IN_WORDS[name]).encode(values)
+
+
+def decode_vectors(layout: Layout, name: VectorName, arrays: Arrays, out: Float32 | None = None) -> Float32:
+    """Vectors f4 (R, L, W) of the stored arrays; into `out` where given."""
+    return _cached(vector_codec(layout, name), _IN_WORDS[name]).decode(arrays, out)
+
+
 def encode_hidden(layout: Layout, hidden: Float32) -> dict[str, NDArray[Any]]:
     """The stored arrays (`hidden`, perhaps `hidden_scale`) of hidden states f4 (R, L, H)."""
-    return _cached(hidden_codec(layout), "hidden states").encode(hidden)
+    return encode_vectors(layout, "hidden", hidden)
 
 
 def decode_hidden(layout: Layout, arrays: Arrays, out: Float32 | None = None) -> Float32:
     """Hidden states f4 (R, L, H) of the stored arrays; into `out` where given."""
-    return _cached(hidden_codec(layout), "hidden states").decode(arrays, out)
+    return decode_vectors(layout, "hidden", arrays, out)
 
 
 def encode_logits(

@@ -57,6 +57,8 @@ class Bfloat16:
     Error: at most |x| / 256, or 2^-134 where |x| < 2^-126. Takes |x| < 2^127 (2 - 2^-8): what lies beyond would round to infinity.
     """
 
+    name: str = "hidden"
+
     @property
     def limit(self) -> float:
         """Largest magnitude that can be stored."""
@@ -67,20 +69,20 @@ class Bfloat16:
         return np.maximum(np.abs(values, dtype=np.float64) / 256, 2.0**-134)
 
     def encode(self, values: Float32) -> dict[str, NDArray[Any]]:
-        """`hidden` u2 of f4 (R, L, H)."""
-        hidden = np.empty(values.shape, np.uint16)
+        """`<name>` u2 of f4 (R, L, H)."""
+        coded = np.empty(values.shape, np.uint16)
         for block in row_blocks(len(values), row_values(values)):
             bits = np.ascontiguousarray(values[block], np.float32).view(np.uint32)
             # Just under half of the last kept bit, and the rest of the half where that bit is odd.
             half = (bits >> 16) & np.uint32(1)
             half += np.uint32(0x7FFF)
             half += bits
-            hidden[block] = half >> 16
-        return {"hidden": hidden}
+            coded[block] = half >> 16
+        return {self.name: coded}
 
     def decode(self, arrays: Arrays, out: Float32 | None = None) -> Float32:
-        """f4 (R, L, H) of `hidden`: the bits, with 16 zeros below."""
-        bits = arrays["hidden"]
+        """f4 (R, L, H) of `<name>`: the bits, with 16 zeros below."""
+        bits = arrays[self.name]
         if out is None:
             out = np.empty(bits.shape, np.float32)
         np.left_shift(bits, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Hidden states as int8 with a float16 scale per group of values."""
+"""Vectors as int8 with a float16 scale per group of values."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Int8Groups:
     """
 
     group: int
+    name: str = "hidden"
 
     @property
     def limit(self) -> float:
@@ -41,7 +42,7 @@ class Int8Groups:
         return np.broadcast_to((0.5 + 2.0**-18) * self._spread(scale, values.shape[-1]), values.shape)
 
     def encode(self, values: Float32) -> dict[str, NDArray[Any]]:
-        """`hidden` i1 (R, L, H) and `hidden_scale` f2 (R, L, ceil(H / group)) of f4 (R, L, H)."""
+        """`<name>` i1 (R, L, H) and `<name>_scale` f2 (R, L, ceil(H / group)) of f4 (R, L, H)."""
         rows, layers, width = values.shape
         quantised = np.empty(values.shape, np.int8)
         scales = np.empty((rows, layers, -(-width // self.group)), np.float16)
@@ -50,11 +51,11 @@ class Int8Groups:
             scales[block] = scale = self._scale(x)
             divisor = np.where(scale == 0, np.float32(1), scale.astype(np.float32))
             quantised[block] = np.rint(x / self._spread(divisor, width))
-        return {"hidden": quantised, "hidden_scale": scales}
+        return {self.name: quantised, f"{self.name}_scale": scales}
 
     def decode(self, arrays: Arrays, out: Float32 | None = None) -> Float32:
-        """f4 (R, L, H): `hidden * hidden_scale`."""
-        quantised, scales = arrays["hidden"], arrays["hidden_scale"]
+        """f4 (R, L, H): `<name> * <name>_scale`."""
+        quantised, scales = arrays[self.name], arrays[f"{self.name}_scale"]
         if out is None:
             out = np.empty(quantised.shape, np.float32)
         for block in row_blocks(len(quantised), row_values(quantised)):

@@ -25,6 +25,11 @@ from tests.tiny import ROOT
             ("waiting", "peak"),
         ),
         ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration", "online, seed 1")),
+        (
+            "relations",
+            {"kl_relations_vs_recipe", "kl_both_vs_recipe", "mlm_both_vs_recipe"},
+            ("the embedded default", "before training"),
+        ),
     ],
 )
 def test_a_quick_run_prints_its_table_and_writes_its_ratios(tmp_path, name, ratios, said):

@@ -173,7 +173,7 @@ def test_a_run_published_again_keeps_the_commit_and_the_time_of_its_training(cac
 
 def test_the_markdown_table_gives_mean_and_half_range_and_says_so():
     row = Row(name="a|b", trained=True, values={"kl_masked": [0.1, 0.2], "kl_all": [9e-5], "mlm_loss": [3.0]})
-    text = markdown("test split", [row])
+    text = markdown("test split", [row], "masked")
     assert "| a\\|b | 0.150 ± 0.050 | 9.0e-05 | - | - | 3.000 | - | - |\n" in text
     assert text.startswith("test split\n")
     assert "Mean over the seeds ± half the distance" in text

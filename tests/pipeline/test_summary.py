@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.summary import print_summary, print_table
+from pipeline.summary import print_descriptions, print_summary, print_table
 from tests.pipeline.terminal import LOOKS, Screen, run_piped, visible
 
 CACHE = {
@@ -114,6 +114,30 @@ def test_a_terminal_gets_colours_unless_they_are_unwanted(terminal):
     coloured = terminal()
     print_summary("teacher cache", CACHE)
     assert CYAN in coloured.written()
+
+
+RECIPES = {
+    "default": "The [embedded] default: no download.",
+    "distilbert-cased": "DistilBERT cased: 12 -> 6 layers. " * 3,
+}
+
+
+def test_a_pipe_gets_a_name_and_what_it_stands_for_on_a_line(capsys):
+    print_descriptions("recipes", {"default": RECIPES["default"], "bilstm": "A BiLSTM."})
+    assert capsys.readouterr().out == (
+        "recipes\n  default  The [embedded] default: no download.\n  bilstm   A BiLSTM.\n"
+    )
+
+
+def test_a_terminal_keeps_names_whole_and_wraps_what_they_stand_for(terminal):
+    screen = terminal(60)
+    print_descriptions("recipes", RECIPES)
+    lines = lines_of_frame(screen)
+    assert len(lines[0]) <= 60
+    inside = [line.strip("│ ") for line in lines[1:-1]]
+    assert inside[0] == "default           The [embedded] default: no download."
+    assert sum("distilbert-cased" in line for line in inside) == 1
+    assert " ".join(" ".join(inside).split()).count("12 -> 6 layers.") == 3
 
 
 def test_results_stand_side_by_side_with_headers_wrapped_to_the_values(capsys):

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from stages import cache_teacher, corpus, init_student, plan, teacher, tokenize_corpus
-from stages.cache_location import open_cache
-from stages.config import ConfigError, cache_spec
-from stages.context import Artefacts, Context
+from stages import cache_teacher, corpus, plan, teacher, tokenize_corpus
+from stages.config import cache_spec
 from stages.errors import InputError
 from stages.heads import Head
 from stages.models import load_tokenizer
@@ -24,7 +21,8 @@ from stages.verify_against_teacher import compare_with_teacher
 from storage import CacheDescription, CacheReader
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_model
-from tests.tiny import tiny_text, write_project
+from tests.stages.tiny_tokenizers import trained_byte_level
+from tests.tiny import write_project
 
 FEW = {"train": 12, "validation": 4, "test": 4}
 LOSSLESS = {"preset": "lossless", "top_k": 16, "sequences": FEW, "attention": "eager"}
@@ -36,33 +34,11 @@ CAUSAL = {
 }
 
 
-def byte_level_tokenizer(*, begin=None):
-    """GPT-2's kind, trained on the spot: no mask, no padding; with `begin`, that token in front of every sequence."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", *([begin] if begin else [])]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(tiny_text().splitlines(), trainer)
-    if begin:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, special.index(begin))]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=begin or special[0], eos_token=special[0], model_max_length=24
-    )
-
-
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory):
     """A project folder with documents, and in `given` a tokenizer without mask and padding token."""
     project = Project(write_project(tmp_path_factory.mktemp("byte-level")))
-    byte_level_tokenizer().save_pretrained(project.folder / "given")
+    trained_byte_level().save_pretrained(project.folder / "given")
     project.run(corpus)
     return project.folder
 
@@ -76,7 +52,7 @@ def causal(byte_level, tmp_path):
             shutil.copytree(byte_level, tmp_path / kind), **{**CAUSAL, "cache": {**LOSSLESS, **(cache or {})}}
         )
         if begin:
-            byte_level_tokenizer(begin=begin).save_pretrained(project.folder / "given")
+            trained_byte_level(begin=begin).save_pretrained(project.folder / "given")
         size = len(load_tokenizer(project.folder / "given"))
         tiny_model(kind, **{"vocabulary": size, **changes}).save_pretrained(project.folder / "given")
         for stage in stages:
@@ -106,6 +82,24 @@ def assert_cached_is_said(project, model):
             found = said.gather(-1, torch.from_numpy(arrays.top_ids[rows].astype(np.int64)))
             torch.testing.assert_close(found, best.values, rtol=1e-4, atol=1e-4)
     return reader
+
+
+def test_the_vectors_of_attention_of_a_teacher_with_grouped_queries_have_widths_of_their_own(causal):
+    vectors = {"attention_vectors": ["queries", "keys", "values"], "attention_layers": [1, 3]}
+    project = causal("llama", cache=vectors, num_attention_heads=4)
+    reader = CacheReader(project.artefacts.cache)
+    layout = reader.description.splits["train"].layout
+    assert layout.vectors(16) == {"hidden": 16, "queries": 16, "keys": 8, "values": 8}
+    computed_with = {shard: {} for shard in reader.description.shard_ids()}
+    assert compare_with_teacher(reader, project.context, 8, computed_with).within
+
+
+def test_a_teacher_whose_projections_are_not_known_is_refused_before_its_pass(causal):
+    vectors = {"attention_vectors": ["keys"]}
+    project = causal("bloom", stages=(tokenize_corpus, teacher), cache=vectors)
+    with pytest.raises(InputError, match="queries, keys and values of models of type 'bloom' cannot be taken"):
+        project.run(cache_teacher)
+    assert not list(project.artefacts.cache_work.rglob("cache.json"))
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "modernbert", "albert", "mpnet"])
@@ -262,18 +256,6 @@ def test_a_teacher_on_more_than_one_device_is_planned_and_verified_as_it_is_cach
     assert plan.run(project.config, project.context, sample_tokens=100)["device"] == "cpu, disk"
     reader = CacheReader(project.artefacts.cache)
     assert compare_with_teacher(reader, project.context, 20, {}, project.config.machine).within
-
-
-def test_no_student_learns_from_a_causal_teacher_yet(causal):
-    project = causal("gpt2")
-    with pytest.raises(
-        ConfigError, match=r"teacher.objective is 'causal'; allowed: masked: students .* not trained yet"
-    ):
-        project.run(init_student, "half")
-    with pytest.raises(
-        InputError, match=r"cache/current is of a causal teacher, and students of those are not trained yet"
-    ):
-        open_cache(project.config, Context(artefacts=Artefacts(project=project.folder)))
 
 
 def test_the_identity_of_a_causal_cache_has_no_masks_but_the_seed_of_what_is_drawn(byte_level, tmp_path):

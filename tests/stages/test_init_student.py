@@ -86,3 +86,24 @@ def test_the_summary_says_what_the_student_is_of_its_teacher(make_project):
     assert rows["parameters"].endswith("% of the teacher's)")
     assert rows["CPU latency"].endswith("times the teacher's speed")
     assert rows["weights from"] == "teacher blocks 0"
+
+
+def test_a_tokenizer_with_more_entries_than_the_teachers_vocabulary_is_refused(make_project):
+    project = make_project()
+    tokenizer = load_tokenizer(project.artefacts.teacher)
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save_pretrained(project.artefacts.teacher)
+    with pytest.raises(
+        InputError, match=r"has \d+ entries and the student's vocabulary, its teacher's, \d+; .*pipeline tokenize"
+    ):
+        project.run(init_student, "half")
+
+
+def test_a_student_of_the_teachers_own_class_keeps_its_token_types(make_project):
+    project = make_project(students={"half": {"architecture": "same"}})
+    project.run(init_student, "half")
+    student = load_masked_lm(project.artefacts.student_init("half"))
+    teacher = load_masked_lm(project.artefacts.teacher)
+    assert student.config.model_type == "bert"
+    ours, theirs = (model.bert.embeddings.token_type_embeddings.weight for model in (student, teacher))
+    assert ours.equal(theirs)

@@ -218,6 +218,21 @@ def test_the_recipe_says_what_differs_from_the_usual_one(make_card):
     check_tables(text)
 
 
+def test_the_recipe_names_the_layers_and_blocks_that_were_learned_from(make_card):
+    train = {
+        "weights": {"kd": 0.0, "hidden": 0.5, "relations": 2.0, "attention": 0.1},
+        "layer_map": [[0, 0], [1, 2]],
+        "relations": {"heads": 8},
+        "attention_map": [[1, 2]],
+    }
+    cache = {"hidden_layers": [0, 2], "attention_vectors": ["queries", "keys", "values"]}
+    text = make_card(train=train, cache=cache).text
+    assert "1 × (1 - cosine of hidden states (student's 0, 1 with the teacher's 0, 2))" in text
+    assert "+ 0.5 × mean squared difference of hidden states (student's 0, 1 with the teacher's 0, 2)" in text
+    assert "+ 2 × KL of self-attention relations" in text
+    assert "+ 0.1 × mean squared difference of attention scores (student's 1 with the teacher's 2) |" in text
+
+
 def test_commit_and_timings_are_not_in_the_card_but_where_they_are_is(trained, make_card):
     text = make_card().text
     assert "`runs/provenance.json`" in text

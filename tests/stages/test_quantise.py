@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stages.quantise import as_stored, encode_hidden, encode_logits
+from stages.quantise import CODED, as_stored, encode_hidden, encode_logits, encode_vectors
 from storage import Layout, codecs
 
 FLOATS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 2.0**-24, 127 * 65504.0, 1e-30])
@@ -36,6 +36,23 @@ def test_hidden_states_are_coded_bit_for_bit_as_storage_does_it(states, coding):
         states = states.clip(-codecs.FLOAT16_MAX, codecs.FLOAT16_MAX)
     found = stored(layout, encode_hidden(layout, torch.from_numpy(states)))
     assert_same_bits(found, codecs.encode_hidden(layout, states))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vectors=arrays.arrays(np.float32, st.tuples(st.integers(0, 5), st.integers(1, 2), st.just(10)), elements=FLOATS),
+    coding=st.sampled_from(HIDDEN),
+)
+def test_vectors_of_attention_are_coded_bit_for_bit_as_storage_does_it(vectors, coding):
+    layout = Layout(
+        positions="all", hidden="float32", hidden_layers=(1,), hidden_group=coding[1], logits="none", top_k=0,
+        attention_vectors=("keys",), attention_widths=(10,), attention_layers=(1,), attention_coding=coding[0],
+    )  # fmt: skip
+    if coding[0] == "float16":
+        vectors = vectors.clip(-codecs.FLOAT16_MAX, codecs.FLOAT16_MAX)
+    found = stored(layout, encode_vectors(layout, "keys", torch.from_numpy(vectors)))
+    assert_same_bits(found, codecs.encode_vectors(layout, "keys", vectors))
+    assert found.keys() <= CODED
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -341,7 +341,7 @@ def test_the_code_on_the_page_loads_a_student_and_fills_a_mask(tokenized, tmp_pa
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
     with redirect_stdout(printed):
-        exec(LOAD, {})
+        exec(LOAD["masked"], {})
     assert len(printed.getvalue().splitlines()) == 5
 
 
@@ -389,6 +389,20 @@ def test_every_part_of_the_loss_has_its_curve_and_no_other_has_one(tmp_path):
     assert "summed over the vocabulary, masked tokens only, without its weight" in page.text
     assert "Warm-up to 0.001, then constant." in page.text
     assert "distilled into" in page.text
+
+
+def test_losses_on_layers_and_self_attention_have_their_curves(tmp_path):
+    vectors = {"hidden_layers": [0, 2], "attention_vectors": ["queries", "keys", "values"]}
+    inner = {"hidden": 1.0, "relations": 2.0, "attention": 0.5}
+    maps = {"layer_map": [[0, 0], [1, 2]], "relations": {"heads": 8}, "attention_map": [[1, 2]]}
+    artefacts = write_finished_run(
+        tmp_path / "project", train={"weights": {"kd": 0.0, "mlm": 0.0, **inner}, **maps}, cache=vectors
+    )
+    logged = dict.fromkeys(("loss", "cos", *inner, "learning_rate", "grad_norm"), 0.5)
+    write_rows(artefacts.runs / "train.csv", [{"step": step, **logged} for step in range(10, 60, 10)])
+    page = make_report(artefacts)
+    assert {"student-cos", "student-hidden", "student-relations", "student-attention"} <= set(page.ids)
+    assert "hidden states of student and teacher, mean over pairs of layers, without its weight" in page.text
 
 
 def test_a_student_that_learned_nothing_of_the_teacher_is_not_called_distilled(tmp_path):

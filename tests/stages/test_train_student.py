@@ -15,6 +15,7 @@ from stages.models import load_tokenizer
 from stages.training.run import plan_run
 from storage import CacheReader, CorruptError, LockedError, MismatchError
 from storage.work import lock
+from tests.stages.tiny_models import tiny_model
 
 
 @pytest.fixture
@@ -369,3 +370,14 @@ def test_a_batch_that_processes_do_not_share_evenly_is_refused(ready):
     context = Context(artefacts=project.artefacts, world_size=3)
     with pytest.raises(ConfigError, match=r"a multiple of train.micro_batch_size x processes = 8 x 3"):
         plan_run(project.config, context, CacheReader(project.artefacts.cache))
+
+
+def test_initial_weights_that_were_made_for_another_teacher_are_refused(copy_cached):
+    project = copy_cached()
+    folder = project.artefacts.student_init("half")
+    resolved = (folder / "resolved-config.json").read_text()
+    tiny_model("distilbert", vocabulary=40).save_pretrained(folder)
+    (folder / "resolved-config.json").write_text(resolved)
+    message = r"was made for another teacher: its vocabulary is 40 and its hidden size 16; expected 120 and 32, as cache/current"
+    with pytest.raises(InputError, match=message):
+        project.run(train_student)

@@ -45,6 +45,28 @@ TAIL = Layout(
     draw_from="tail",
     draw_temperature=2.0,
 )
+ATTENTION = Layout(
+    positions="all",
+    hidden="int8",
+    hidden_layers=(0, 1, 2),
+    hidden_group=16,
+    logits="grid",
+    top_k=8,
+    attention_vectors=("queries", "keys", "values"),
+    attention_widths=(24, 12, 12),
+    attention_layers=(1, 2),
+)
+ATTENTION_ONLY = Layout(
+    positions="all",
+    hidden="none",
+    hidden_layers=(),
+    logits="none",
+    top_k=0,
+    attention_vectors=("queries", "values"),
+    attention_widths=(16, 8),
+    attention_layers=(2,),
+    attention_coding="bfloat16",
+)
 LAYOUTS = {
     "lossless": LOSSLESS,
     "exact": EXACT,
@@ -56,6 +78,8 @@ LAYOUTS = {
     "draws": DRAWS,
     "draws_only": DRAWS_ONLY,
     "tail": TAIL,
+    "attention": ATTENTION,
+    "attention_only": ATTENTION_ONLY,
 }
 
 
@@ -112,6 +136,10 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
     logits = (4 * generator.standard_normal((rows, description.vocabulary_size))).astype(np.float32)
     hidden_shape = (rows, len(layout.hidden_layers), description.hidden_size)
     hidden = generator.standard_normal(hidden_shape).astype(np.float32) if layout.hidden != "none" else None
+    attention = {
+        part: generator.standard_normal((rows, len(layout.attention_layers), width)).astype(np.float32)
+        for part, width in zip(layout.attention_vectors, layout.attention_widths, strict=True)
+    }
     selected = select_ids(logits, layout)
     return ShardTargets(
         sequence_offsets=offsets,
@@ -121,6 +149,7 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
         row_token=row_token,
         stat=make_stat(logits, description.temperatures),
         hidden=hidden,
+        attention=attention,
         **selected,
         **draw_ids(logits, layout, selected, generator),
     )

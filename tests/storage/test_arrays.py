@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from storage.arrays import array_table, id_dtype
-from tests.storage.build import BALANCED, DRAWS, LAYOUTS, TAIL, THRESHOLD, make_description
+from tests.storage.build import ATTENTION, ATTENTION_ONLY, BALANCED, DRAWS, LAYOUTS, TAIL, THRESHOLD, make_description
 
 
 def table_of(layout, vocabulary_size=50):
@@ -43,6 +43,9 @@ def test_no_array_takes_its_fill_value_for_data(name):
         (BALANCED, "top_gap", [0, 254], [255]),
         (BALANCED, "hidden_scale", [0, 65504], [np.inf]),
         (BALANCED, "stat", [-3.4e38, 1e-45], [-np.inf]),
+        (ATTENTION, "keys", [-127, 127], [-128]),
+        (ATTENTION, "keys_scale", [0, 65504], [np.inf]),
+        (ATTENTION_ONLY, "queries", [0, 0x7F7F], [0x7F80]),
         (TAIL, "top_count", [1, 6], [7]),
         (TAIL, "draw_count", [1, 9], [0]),
         (TAIL, "draw_weight", [1, 9], [10]),
@@ -55,6 +58,18 @@ def test_values_out_of_range_are_no_data(layout, name, good, bad):
     spec = table_of(layout)[name]
     assert spec.holds_only_data(np.array(good, spec.dtype))
     assert not spec.holds_only_data(np.array(good + bad, spec.dtype))
+
+
+def test_vectors_of_attention_have_a_width_of_their_own_and_are_a_target_each():
+    table = {name: spec for name, spec in table_of(ATTENTION).items() if spec.target in ("queries", "keys", "values")}
+    assert {name: (spec.row_shape, spec.target) for name, spec in table.items()} == {
+        "queries": ((2, 24), "queries"),
+        "queries_scale": ((2, 2), "queries"),
+        "keys": ((2, 12), "keys"),
+        "keys_scale": ((2, 1), "keys"),
+        "values": ((2, 12), "values"),
+        "values_scale": ((2, 1), "values"),
+    }
 
 
 def test_shapes_follow_from_the_counts():

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from storage import decode_hidden, decode_logits, encode_hidden, encode_logits
-from storage.codecs import Bfloat16, FloatCodec, Int8Groups, LogitGrid, hidden_codec, logits_codec, row_blocks
+from storage import decode_hidden, decode_logits, decode_vectors, encode_hidden, encode_logits, encode_vectors
+from storage.codecs import Bfloat16, FloatCodec, Int8Groups, LogitGrid, logits_codec, row_blocks, vector_codec
 from tests.storage.build import BALANCED, DRAWS_ONLY, EXACT, LAYOUTS, LOGITS_ONLY, TAIL, THRESHOLD
 
 
@@ -20,7 +20,7 @@ from tests.storage.build import BALANCED, DRAWS_ONLY, EXACT, LAYOUTS, LOGITS_ONL
     ],
 )
 def test_the_layout_says_which_codecs_are_used(layout, hidden, logits):
-    assert hidden_codec(layout) == hidden
+    assert vector_codec(layout, "hidden") == hidden
     assert logits_codec(layout) == logits
 
 
@@ -61,7 +61,23 @@ def test_ragged_logits_are_coded_with_the_lengths_of_their_rows(name):
     assert decoded.tolist() == logits.tolist()
 
 
+@pytest.mark.parametrize("name", ["attention", "attention_only"])
+def test_vectors_of_attention_are_coded_as_hidden_states_are_under_names_of_their_own(name):
+    layout = LAYOUTS[name]
+    values = np.random.default_rng(0).standard_normal((9, 2, 20)).astype(np.float32)
+    for part in layout.attention_vectors:
+        arrays = encode_vectors(layout, part, values)
+        as_hidden = encode_hidden(dataclasses.replace(layout, hidden=layout.attention_coding), values)
+        assert arrays.keys() == {found.replace("hidden", part) for found in as_hidden}
+        for found, array in as_hidden.items():
+            assert np.array_equal(arrays[found.replace("hidden", part)], array)
+        bound = vector_codec(layout, part).error_bound(values)
+        assert np.all(np.abs(decode_vectors(layout, part, arrays).astype(np.float64) - values) <= bound)
+
+
 def test_what_a_layout_does_not_cache_cannot_be_coded():
+    with pytest.raises(ValueError, match="caches no keys"):
+        encode_vectors(LAYOUTS["attention_only"], "keys", np.zeros((1, 1, 1), np.float32))
     with pytest.raises(ValueError, match="caches no hidden states"):
         encode_hidden(LOGITS_ONLY, np.zeros((1, 1, 1), np.float32))
     with pytest.raises(ValueError, match="caches no logits"):

@@ -4,7 +4,17 @@ import json
 import pytest
 
 from storage import CacheDescription, CorruptError, FormatError, ShardId
-from tests.storage.build import BALANCED, EXACT, LAYOUTS, MASKED, TAIL, THRESHOLD, make_description
+from tests.storage.build import (
+    ATTENTION,
+    ATTENTION_ONLY,
+    BALANCED,
+    EXACT,
+    LAYOUTS,
+    MASKED,
+    TAIL,
+    THRESHOLD,
+    make_description,
+)
 
 
 def changed(description, **values):
@@ -47,6 +57,8 @@ def test_features_are_those_of_the_layouts():
     assert make_description(BALANCED).required_features == ("int8-groups", "logit-grid")
     assert make_description(MASKED).required_features == ("int8-groups", "logit-grid", "row-token")
     assert make_description(THRESHOLD).required_features == ("bfloat16-bits", "logit-grid", "threshold")
+    assert make_description(ATTENTION).required_features == ("attention-vectors", "int8-groups", "logit-grid")
+    assert make_description(ATTENTION_ONLY).required_features == ("attention-vectors", "bfloat16-bits")
     assert make_description(TAIL).required_features == ("draws", "int8-groups", "row-sample", "row-token", "threshold")
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from storage import InvalidTargetsError, ShardId
-from storage.codecs import encode_hidden
+from storage.codecs import encode_hidden, encode_vectors
 from tests.storage.build import (
+    ATTENTION,
+    ATTENTION_ONLY,
     BALANCED,
     DRAWS,
     EXACT,
@@ -293,7 +295,7 @@ def test_a_shard_without_rows_passes_in_every_layout():
             field.name: array[:0]
             for field in dataclasses.fields(full)
             if (array := getattr(full, field.name)) is not None
-            and field.name not in ("sequence_offsets", "original_ids", "input_ids", "masked", "encoded")
+            and field.name not in ("sequence_offsets", "original_ids", "input_ids", "masked", "encoded", "attention")
         }
         unmasked = {"masked": np.zeros_like(full.masked), "input_ids": full.original_ids}
         targets = dataclasses.replace(full, **nothing, **unmasked)
@@ -327,6 +329,28 @@ def test_a_coded_hidden_state_that_is_not_finite_is_refused_with_its_place(layou
         InvalidTargetsError, match=r"has the largest magnitude in hidden = .* at sequence 6, position 2"
     ):
         targets.check(description, SHARD, layout)
+
+
+def test_vectors_of_attention_are_looked_at_as_hidden_states_are():
+    for layout, part in ((ATTENTION, "values"), (ATTENTION_ONLY, "queries")):
+        description = make_description(layout)
+        targets = make_targets(description, SHARD)
+        targets.check(description, SHARD, layout)
+        targets.attention[part][6, 0, 0] = np.nan
+        with pytest.raises(InvalidTargetsError, match=rf"magnitude in {part} = nan at sequence 6, position 2"):
+            targets.check(description, SHARD, layout)
+        with np.errstate(invalid="ignore"):
+            encoded = {
+                name: array
+                for name, values in targets.attention.items()
+                for name, array in encode_vectors(layout, name, values).items()
+            }
+        stored = dataclasses.replace(targets, attention={}, encoded=encoded)
+        with pytest.raises(InvalidTargetsError, match=rf"magnitude in {part} = .* at sequence 6, position 2"):
+            stored.check(description, SHARD, layout)
+        missing = dataclasses.replace(targets, attention={name: targets.attention[name] for name in ("queries",)})
+        with pytest.raises(InvalidTargetsError, match=r"has (keys|values): None; expected float32 \("):
+            missing.check(description, SHARD, layout)
 
 
 def test_a_code_that_no_codec_gives_is_refused():

@@ -26,8 +26,8 @@ def test_tensorstore_zarr_zarrs_and_our_reader_read_the_same(caches, name):
         group = zarr.open_group(folder, mode="r")
         arrays = reader.load(shard)
         with_zarrs = CacheReader(reader.folder, engine="zarrs").load(shard)
-        theirs = {**vars(with_zarrs), **with_zarrs.logits, **with_zarrs.hidden}
-        ours = {**vars(arrays), **arrays.logits, **arrays.hidden}
+        theirs = {**vars(with_zarrs), **with_zarrs.logits, **with_zarrs.vectors}
+        ours = {**vars(arrays), **arrays.logits, **arrays.vectors}
         for spec in array_table(reader.description, reader.description.splits[shard.split].layout):
             found = read_with_tensorstore(folder / spec.name)
             assert found.dtype == ours[spec.name].dtype == spec.dtype
@@ -52,6 +52,13 @@ DRAWN = {
     "draw_count": ("uint8", "zstd", 0),
     "draw_ids": ("uint16", "blosc", 65535),
     "draw_weight": ("uint8", "zstd", 0),
+}
+
+
+ATTENTION = {
+    name: line
+    for part in ("queries", "keys", "values")
+    for name, line in {part: ("int8", "zstd", -128), f"{part}_scale": ("float16", "blosc", "NaN")}.items()
 }
 
 
@@ -80,6 +87,7 @@ def without(table, *names):
                 "top_logits": ("float16", "zstd", "NaN"),
             },
         ),
+        ("attention", {**without(MASKED, "row_token"), **ATTENTION}),
         ("draws_only", {**without(MASKED, "row_token", "top_ids", "top_gap", "hidden", "hidden_scale"), **DRAWN}),
     ],
 )

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from storage import CorruptError, Layout, ShardId
-from tests.storage.build import BALANCED, DRAWS, DRAWS_ONLY, LAYOUTS, TAIL, THRESHOLD
+from tests.storage.build import ATTENTION, ATTENTION_ONLY, BALANCED, DRAWS, DRAWS_ONLY, LAYOUTS, TAIL, THRESHOLD
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -42,9 +42,51 @@ def test_keys_that_joined_are_written_where_they_are_used():
     }
 
 
+def test_vectors_of_attention_are_written_with_their_widths_and_blocks_and_another_coding_than_int8():
+    assert {name: value for name, value in ATTENTION.to_json().items() if name.startswith("attention")} == {
+        "attention_vectors": ["queries", "keys", "values"],
+        "attention_widths": [24, 12, 12],
+        "attention_layers": [1, 2],
+    }
+    assert ATTENTION_ONLY.to_json()["attention_coding"] == "bfloat16"
+
+
+def test_a_layout_says_which_vectors_of_which_width_layers_and_coding_it_has():
+    assert ATTENTION.vectors(24) == {"hidden": 24, "queries": 24, "keys": 12, "values": 12}
+    assert ATTENTION_ONLY.vectors(24) == {"queries": 16, "values": 8}
+    assert (ATTENTION.layers("hidden"), ATTENTION.layers("keys")) == ((0, 1, 2), (1, 2))
+    assert (ATTENTION_ONLY.layers("hidden"), ATTENTION_ONLY.layers("keys")) == ((), ())
+    assert [ATTENTION_ONLY.coding(name) for name in ("hidden", "queries", "keys")] == ["none", "bfloat16", "none"]
+
+
 @pytest.mark.parametrize(
     ("layout", "change", "match"),
     [
+        (
+            ATTENTION,
+            {"attention_vectors": ("keys", "queries")},
+            "attention_vectors of a layout is .*; expected some of",
+        ),
+        (ATTENTION, {"attention_widths": (24, 12)}, r"attention_widths of a layout is \(24, 12\); expected 3 widths"),
+        (ATTENTION, {"attention_widths": (24, 12, 0)}, r"attention_widths of a layout is .*; expected 3 widths"),
+        (
+            ATTENTION,
+            {"attention_layers": ()},
+            r"attention_layers of a layout is \(\); expected numbers of blocks from 1",
+        ),
+        (
+            ATTENTION,
+            {"attention_layers": (0,)},
+            r"attention_layers of a layout is \(0,\); expected .* from 1, ascending",
+        ),
+        (ATTENTION, {"attention_coding": "grid"}, "attention_coding of a layout is 'grid'; expected one of float32"),
+        (ATTENTION, {"positions": "masked"}, "positions of a layout is 'masked'; expected all, as there are"),
+        (
+            BALANCED,
+            {"attention_layers": (1,)},
+            r"attention_layers of a layout is \(1,\); expected \(\), as there are no",
+        ),
+        (BALANCED, {"attention_coding": "float16"}, "attention_coding of a layout is 'float16'; expected int8, as"),
         (BALANCED, {"hidden": "float8"}, "hidden of a layout is 'float8'; expected one of float32, float16, bfloat16"),
         (BALANCED, {"positions": "some"}, "positions of a layout is 'some'; expected one of all, masked, sampled"),
         (BALANCED, {"position_fraction": 0.5}, "position_fraction of a layout is 0.5; expected 1, as"),

@@ -54,6 +54,8 @@ def test_what_is_read_is_what_was_published_up_to_the_coding(caches, name):
         if targets.hidden is not None:
             tolerance = {"float32": 0, "float16": 2e-3, "bfloat16": 2e-2, "int8": 2e-2}[layout.hidden]
             np.testing.assert_allclose(arrays.decoded_hidden(layout), targets.hidden, rtol=0, atol=tolerance)
+        for part, expected in targets.attention.items():
+            np.testing.assert_allclose(arrays.decoded_attention(layout, part), expected, rtol=0, atol=2e-2)
         if targets.top_logits is not None:
             tolerance = {"float32": 0, "float16": 8e-3, "grid": 0.0626}[layout.logits]
             np.testing.assert_allclose(arrays.decoded_logits(layout), targets.top_logits, rtol=0, atol=tolerance)
@@ -63,7 +65,7 @@ OF_TARGET = {"logits": ("top_ids", "top_count"), "draws": ("draw_count", "draw_i
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("targets", [set(), {"logits"}, {"hidden"}, {"draws", "hidden"}])
+@pytest.mark.parametrize("targets", [set(), {"logits"}, {"hidden"}, {"draws", "hidden"}, {"queries"}])
 def test_targets_that_nobody_wants_are_left_out_and_the_rest_is_the_same(caches, name, targets):
     reader = CacheReader(caches(name))
     everything, found = reader.load(SHARD), reader.load(SHARD, targets=targets)
@@ -74,6 +76,10 @@ def test_targets_that_nobody_wants_are_left_out_and_the_rest_is_the_same(caches,
         assert getattr(found, field).keys() == expected.keys()
         for key, array in expected.items():
             np.testing.assert_array_equal(getattr(found, field)[key], array)
+    wanted = {name for name in everything.attention if name.removesuffix("_scale") in targets}
+    assert found.attention.keys() == wanted
+    for key in wanted:
+        np.testing.assert_array_equal(found.attention[key], everything.attention[key])
     for target, fields in OF_TARGET.items():
         for field in fields:
             expected = getattr(everything, field) if target in targets else None

@@ -20,7 +20,7 @@ def one_by_one(arrays: ShardArrays, index: int) -> dict[str, np.ndarray]:
     """Everything about one sequence, cut out by slices."""
     start, stop = arrays.sequence_offsets[index : index + 2]
     first, last = arrays.row_offsets[index : index + 2]
-    per_row = {"stat": arrays.stat, "top_count": arrays.top_count, "draw_count": arrays.draw_count, **arrays.hidden}
+    per_row = {"stat": arrays.stat, "top_count": arrays.top_count, "draw_count": arrays.draw_count, **arrays.vectors}
     per_entry = {"top_ids": arrays.top_ids, **arrays.logits}
     per_draw = {"draw_ids": arrays.draw_ids, "draw_weight": arrays.draw_weight}
     cut = {
@@ -134,6 +134,7 @@ def arrays_of(sequences: list) -> ShardArrays:
         top_ids=top_ids,
         logits={"top_gap": (top_ids % 250).astype(np.uint8)},
         hidden={},
+        hidden_layers=(),
         top_count=np.array([len(top) for top in tops], np.uint8),
         draw_count=np.array([len(drawn) for drawn in draws], np.uint8),
         draw_ids=drawn_ids,

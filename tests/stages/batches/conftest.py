@@ -12,7 +12,7 @@ from storage import CacheReader
 from tests.stages.conftest import Project
 from tests.storage.build import LAYOUTS, build_cache, make_description
 
-EVERYTHING = Wanted(hidden=True, logits=True, draws=True)
+EVERYTHING = Wanted(hidden=True, logits=True, draws=True, layers=(0, 1, 2), attention=("queries", "keys", "values"))
 RUNGS = LAYOUTS | {
     "odd_step": dataclasses.replace(LAYOUTS["balanced"], grid_step=0.1),
     "odd_step_ragged": dataclasses.replace(LAYOUTS["threshold"], grid_step=0.3),

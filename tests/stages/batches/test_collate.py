@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def test_a_training_batch_is_that_of_its_sequences_with_the_predicted_rows_first
     for chosen in ([[3, 0], [], [1, 2, 4]], [[0], [0], [0]], [[4, 4], [2], []]):
         parts = [(arrays, np.array(some, np.int64)) for arrays, some in zip(shards, chosen, strict=True)]
         rows = ShardArrays.concatenate([arrays.select(some) for arrays, some in parts])
-        for wanted in (EVERYTHING, Wanted(hidden=False, logits=True), Wanted(hidden=True, logits=False)):
+        some_layers = Wanted(hidden=False, logits=False, layers=(0,), attention=("values",))
+        for wanted in (EVERYTHING, Wanted(hidden=False, logits=True), Wanted(hidden=True, logits=False), some_layers):
             expected = labelled_first(to_batch(rows, pad_id=0, wanted=wanted))
             found = training_batch(parts, pad_id=0, wanted=wanted)
             assert found.keys() == expected.keys()
@@ -91,6 +93,21 @@ def test_a_training_batch_may_have_no_rows(tmp_path):
     batch = training_batch([(empty, np.array([0]))], pad_id=0, wanted=EVERYTHING)
     assert len(batch["labels"]) == len(batch["row_index"]) == len(batch["hidden"]) == len(batch["draw_ids"]) == 0
     assert int(batch["attention_mask"].sum()) == bare.tokens
+
+
+def test_only_wanted_layers_and_parts_travel(tmp_path):
+    reader = CacheReader(build_cache(tmp_path, make_description(RUNGS["attention"])))
+    for wanted, names in (
+        (Wanted(hidden=True, logits=False), {"hidden"}),
+        (Wanted(hidden=True, logits=False, layers=(0,)), {"hidden", "hidden:0"}),
+        (Wanted(hidden=False, logits=False, layers=(0, 1)), {"hidden:0", "hidden:1"}),
+        (Wanted(hidden=False, logits=False, layers=(2,)), {"hidden"}),
+        (Wanted(hidden=False, logits=False, attention=("keys",)), {"keys:1", "keys:2"}),
+    ):
+        arrays = reader.load(reader.shards("train")[0], targets=wanted.targets)
+        batch = to_batch(arrays, pad_id=0, wanted=wanted)
+        scales = {re.sub(r"^\w+", r"\g<0>_scale", name) for name in names}
+        assert set(batch) == {"input_ids", "attention_mask", "row_index", "labels"} | names | scales
 
 
 def test_what_no_loss_reads_is_in_no_batch(tmp_path):

@@ -79,6 +79,32 @@ def test_every_rung_is_decoded_to_the_very_bits_that_storage_gives(rung):
                 np.testing.assert_array_equal(found[row, :count], values)
 
 
+def test_every_layer_and_every_vector_of_attention_is_decoded_to_the_very_bits_that_storage_gives(rung):
+    arrays, batch, decoder = rung
+    layout = decoder.layout
+    for index, layer in enumerate(layout.hidden_layers):
+        expected = arrays.decoded_hidden(layout)[:, index]
+        np.testing.assert_array_equal(decoder.hidden(batch, layer).numpy(), expected)
+    for part in layout.attention_vectors:
+        for index, block in enumerate(layout.attention_layers):
+            found = decoder.attention(batch, part, block)
+            assert found.dtype == torch.float32
+            np.testing.assert_array_equal(found.numpy(), arrays.decoded_attention(layout, part)[:, index])
+
+
+def test_a_layer_or_block_that_is_not_cached_is_refused_by_its_number(tmp_path):
+    _, batch, decoder = first_shard(tmp_path, RUNGS["attention"])
+    with pytest.raises(
+        ConfigError, match=r"hidden state of layer 3 is not cached; .*: 0, 1, 2 \(cache.hidden_layers\)"
+    ):
+        decoder.hidden(batch, 3)
+    with pytest.raises(ConfigError, match=r"keys of layer 3 is not cached; .*: 1, 2 \(cache.attention_layers\)"):
+        decoder.attention(batch, "keys", 3)
+    _, batch, decoder = first_shard(tmp_path / "other", RUNGS["balanced"])
+    with pytest.raises(ConfigError, match=r"keys of layer 1 is not cached; .*: none"):
+        decoder.attention(batch, "keys", 1)
+
+
 def test_rows_with_fewer_logits_repeat_their_first_id_with_a_probability_of_zero(rung):
     arrays, batch, decoder = rung
     if arrays.top_count is None or arrays.top_ids is None:

@@ -9,7 +9,7 @@ from stages.config import Config, ConfigError, cache_spec, load_config, to_plain
 from tests.tiny import tiny_params
 
 ROOT = Path(__file__).parents[3]
-PARAMETER_FILES = [ROOT / "params.yaml", *sorted((ROOT / "recipes").glob("*.yaml"))]
+PARAMETER_FILES = sorted((ROOT / "recipes").glob("*/params.yaml"))
 
 
 def changed(values, key, value):
@@ -22,14 +22,14 @@ def changed(values, key, value):
     return values
 
 
-@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.parent.name)
 def test_every_parameter_file_is_valid_and_comes_back_from_json_as_it_was(path):
     config = load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert load_config(json.loads(json.dumps(to_plain(config)))) == config
 
 
 def test_the_distilbert_recipe_has_the_published_values():
-    config = load_config(yaml.safe_load((ROOT / "recipes" / "distilbert.yaml").read_text(encoding="utf-8")))
+    config = load_config(yaml.safe_load((ROOT / "recipes" / "distilbert" / "params.yaml").read_text(encoding="utf-8")))
     assert (config.train.weights.kd, config.train.weights.mlm, config.train.weights.cos) == (5.0, 2.0, 1.0)
     assert config.train.temperature == 2.0
     assert config.student.layer_map == (0, 2, 4, 7, 9, 11)
@@ -221,7 +221,7 @@ def test_the_comparison_can_be_left_out():
 
 
 def test_the_embedded_default_and_the_recipe_of_a_real_encoder_compare_the_same_runs():
-    files = [ROOT / "params.yaml", ROOT / "recipes" / "minilm.yaml"]
+    files = [ROOT / "params.yaml", ROOT / "recipes" / "minilm" / "params.yaml"]
     default, recipe = (load_config(yaml.safe_load(file.read_text(encoding="utf-8"))).compare for file in files)
     assert default == recipe
 

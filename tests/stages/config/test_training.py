@@ -63,6 +63,22 @@ def test_what_a_training_cannot_do_is_refused_with_the_reason(changes, message):
         load_config(tiny_params(**changes))
 
 
+@pytest.mark.parametrize("metric", ["kl_masked", "mlm_loss", "agreement_masked"])
+def test_figures_of_masked_tokens_are_refused_where_nothing_is_masked(metric):
+    train = {"weights": NO_MLM, "validation": {"steps": 2, "metric": metric}}
+    message = rf"train.validation.metric is '{metric}'; allowed: kl_all, clm_loss, agreement_all, as teacher.objective is causal"
+    with pytest.raises(ConfigError, match=message):
+        load_config(tiny_params(teacher=CAUSAL, train=train))
+    train["validation"]["metric"] = "clm_loss"
+    assert load_config(tiny_params(teacher=CAUSAL, train=train)).train.validation.lower_is_better
+
+
+def test_a_figure_of_the_next_token_is_refused_where_a_masked_one_is_predicted():
+    message = r"metric is 'clm_loss'; allowed: kl_masked, kl_all, mlm_loss, .*as teacher.objective is masked"
+    with pytest.raises(ConfigError, match=message):
+        load(validation={"steps": 2, "metric": "clm_loss"})
+
+
 def test_a_causal_teacher_is_taken_with_the_prediction_of_the_next_token():
     weights = load_config(tiny_params(teacher=CAUSAL, train={"weights": NO_MLM})).train.weights
     assert weights.used == ("kd", "clm", "cos")
@@ -130,7 +146,8 @@ def test_the_document_has_every_parameter_with_the_values_of_the_parameter_files
     weights = {f"weights.{field.name}" for field in dataclasses.fields(LossWeights)}
     assert sorted(name for name, *_ in rows) == sorted(fields | weights)
     default, recipe = (
-        yaml.safe_load((ROOT / file).read_text(encoding="utf-8")) for file in ("params.yaml", "recipes/distilbert.yaml")
+        yaml.safe_load((ROOT / file).read_text(encoding="utf-8"))
+        for file in ("params.yaml", "recipes/distilbert/params.yaml")
     )
     for name, *shown in rows:
         found = [yaml.safe_load(value) for value in shown]

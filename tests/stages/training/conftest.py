@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages import cache_teacher, init_student
 from tests.stages.conftest import Project
@@ -42,6 +44,19 @@ class Training(Project):
         """Remove what training has left."""
         for folder in (self.artefacts.checkpoints, self.artefacts.student, self.artefacts.runs):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class ReadNumbers(TorchDispatchMode):
+    """Counts how often a float is read from a tensor: on a GPU each time waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function is torch.ops.aten._local_scalar_dense.default and arguments[0].is_floating_point():
+            self.count += 1
+        return function(*arguments, **(keywords or {}))
 
 
 @pytest.fixture(scope="session")

@@ -2,23 +2,8 @@
 
 import json
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from stages import train_student
-
-
-class ReadNumbers(TorchDispatchMode):
-    """Counts how often a float is read from a tensor: on a GPU each time waits for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function is torch.ops.aten._local_scalar_dense.default and arguments[0].is_floating_point():
-            self.count += 1
-        return function(*arguments, **(keywords or {}))
+from tests.stages.training.conftest import ReadNumbers
 
 
 def test_numbers_are_read_from_the_device_for_a_line_of_the_log_and_not_for_a_step(without_dropout):
