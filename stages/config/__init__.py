@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from stages.config.base import build, merged, require, suggest, to_plain
-from stages.config.cache import PRESETS, RUNGS, CacheConfig, CachedSequences
+from stages.config.cache import RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
     DocstringsConfig,
@@ -20,6 +20,7 @@ from stages.config.corpus import (
 )
 from stages.config.layers import RelationsConfig, check_inner_shapes
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
+from stages.config.presets import PRESETS
 from stages.config.targets import check_objective, check_targets, check_teacher_layers
 from stages.config.training import CompareConfig, EvaluateConfig, LossWeights, MachineConfig, TrainConfig
 from stages.config.validation import ValidationConfig, check_metric

@@ -1,4 +1,4 @@
-"""Parameters of stage `cache-teacher`, and the presets."""
+"""Parameters of stage `cache-teacher`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from stages.config.base import joined, require
+from stages.config.presets import PRESETS
 from storage import HiddenName, Layout, LogitsName, PositionsName, Split
 from storage.layout import COUNT_MAX, PARTS, DrawFromName, PartName, SelectionName
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Values that a preset's name stands for."""
-
-    hidden: HiddenName
-    logits: LogitsName
-    top_k: int
-    draws: int = 0
-    draw_temperature: float = 1.0
-
-
-PRESETS = {
-    "lossless": Preset(hidden="float32", logits="float32", top_k=64),
-    "exact": Preset(hidden="float16", logits="float16", top_k=64),
-    "balanced": Preset(hidden="int8", logits="grid", top_k=32),
-    # The draws are for the published training temperature; the few logits beside them say how sure the teacher was.
-    "small": Preset(hidden="none", logits="grid", top_k=8, draws=50, draw_temperature=2.0),
-}
-"""Named points on the ladder of size against error; figures in docs/performance.md. A field that is set beside `preset` wins."""
 
 RUNGS = (
     "position_fraction",
@@ -91,7 +71,7 @@ class CacheConfig:
     position_fraction: float | None = None
     """For `positions: sampled`: the share of the tokens that are not masked that has a row, weighted by its inverse."""
     hidden_layers: tuple[int, ...] | None = None
-    """0 is the embeddings' output, n the output of the n-th block; null: the last one, which is all that training reads."""
+    """0 is the embeddings' output, n the output of the n-th block; null: the last one."""
     hidden_group: int | Literal["row"] | None = None
     """Values per int8 scale; null: 64."""
     grid_step: float | None = None
