@@ -1,4 +1,7 @@
-"""The published vocabularies: their tokenizers, four languages in a small multilingual BERT, and models of full size."""
+"""The published vocabularies: their tokenizers, four languages in a small multilingual BERT, and models of full size.
+
+`pytest -m slow -s` on this file shows what the models of full size take.
+"""
 
 import json
 import subprocess
@@ -131,9 +134,7 @@ def memory_of(project, stage):
 @pytest.mark.campaign  # minutes per model, and gigabytes
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_model_of_full_size_is_cached_and_its_student_trained_in_little_more_than_they_take(
-    name, tmp_path, record_property
-):
+def test_a_model_of_full_size_is_cached_and_its_student_trained_in_little_more_than_they_take(name, tmp_path):
     family = FULL_SIZE[name]
     objective = "causal" if family.causal else "masked"
     weights = {"mlm": 0.0, "clm": 2.0} if family.causal else {}
@@ -170,7 +171,7 @@ def test_a_model_of_full_size_is_cached_and_its_student_trained_in_little_more_t
     project.run(tokenize_corpus)
 
     libraries, cached = memory_of(project, "cache_teacher")
-    record_property("cache-teacher, GB", (cached - libraries) / 1e9)
+    sys.stdout.write(f"{name}: {parameters:,} parameters, cache-teacher {(cached - libraries) / 1e9:.2f} GB\n")
     assert len(CacheReader(project.artefacts.cache).shards("train")) == 2
     # The teacher's weights, and their file, which is mapped while they are put into place; its head, as it is written.
     assert cached - libraries < 2 * 4 * parameters + head_bytes + 0.3e9
@@ -181,7 +182,7 @@ def test_a_model_of_full_size_is_cached_and_its_student_trained_in_little_more_t
     assert smaller / 1e6 == pytest.approx(family.student, abs=1)
     del student
     libraries, trained = memory_of(project, "train_student")
-    record_property("train-student, GB", (trained - libraries) / 1e9)
+    sys.stdout.write(f"its student: {smaller:,} parameters, train-student {(trained - libraries) / 1e9:.2f} GB\n")
     # Weights, gradients and AdamW's two moments, the gradient of the projection that the loss makes, and, to be validated, the
     # student as it was saved; activations and rows of the cache besides. It leaves no room for the teacher.
     assert trained - libraries < 4 * 4 * smaller + head_bytes + 2 * 4 * smaller + 0.5e9
