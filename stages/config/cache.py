@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -324,6 +325,8 @@ class CacheConfig:
         if hidden == "int8":
             group = rungs["hidden_group"]
             hidden += ", one scale per row" if group == "row" else f" in groups of {group}"
+        if self.hidden_layers is not None:
+            hidden += f", layers {_listed(self.hidden_layers)}"
         if logits == "grid":
             logits = f"on a grid of {rungs['grid_step']:g} nats"
         if logits != "none" and rungs["selection"] == "threshold":
@@ -336,10 +339,20 @@ class CacheConfig:
             positions = f"masked, and {rungs['position_fraction']:.0%} of the others"
         words = [("hidden states", hidden), ("logits", logits), ("positions", positions)]
         if self.attention_vectors is not None:
-            blocks = ", ".join(map(str, self.attention_layers or ("the last",)))
-            coding = f"of block {blocks}, {rungs['attention_coding']}"
-            words.append(("vectors of attention", f"{', '.join(self.attention_vectors)} {coding}"))
+            of_blocks = (
+                "the last block" if self.attention_layers is None else f"blocks {_listed(self.attention_layers)}"
+            )
+            words.append(
+                (
+                    "vectors of attention",
+                    f"{_listed(self.attention_vectors)} of {of_blocks}, {rungs['attention_coding']}",
+                )
+            )
         if not self.train_draws:
             return tuple(words)
         where = "the whole distribution" if rungs["draw_from"] == "all" else "outside the cached ids"
         return (*words, ("draws", f"{self.train_draws} from {where} at T = {rungs['draw_temperature']:g}"))
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))

@@ -108,6 +108,24 @@ def assert_cached_is_said(project, model):
     return reader
 
 
+def test_the_vectors_of_attention_of_a_teacher_with_grouped_queries_have_widths_of_their_own(causal):
+    vectors = {"attention_vectors": ["queries", "keys", "values"], "attention_layers": [1, 3]}
+    project = causal("llama", cache=vectors, num_attention_heads=4)
+    reader = CacheReader(project.artefacts.cache)
+    layout = reader.description.splits["train"].layout
+    assert layout.vectors(16) == {"hidden": 16, "queries": 16, "keys": 8, "values": 8}
+    computed_with = {shard: {} for shard in reader.description.shard_ids()}
+    assert compare_with_teacher(reader, project.context, 8, computed_with).within
+
+
+def test_a_teacher_whose_projections_are_not_known_is_refused_before_its_pass(causal):
+    vectors = {"attention_vectors": ["keys"]}
+    project = causal("bloom", stages=(tokenize_corpus, teacher), cache=vectors)
+    with pytest.raises(InputError, match="queries, keys and values of models of type 'bloom' cannot be taken"):
+        project.run(cache_teacher)
+    assert not list(project.artefacts.cache_work.rglob("cache.json"))
+
+
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "modernbert", "albert", "mpnet"])
 def test_what_is_cached_of_a_masked_teacher_is_what_it_says(make_project, kind):
     project = make_project(teacher=GIVEN, cache=LOSSLESS)

@@ -23,7 +23,10 @@ NO_COSINE = {"weights": {"cos": 0.0}}
 RUNGS = {
     "bfloat16": ({"hidden": "bfloat16"}, {}),
     "int8 per row": ({"preset": "balanced", "hidden_group": "row"}, {}),
-    "layers": ({"hidden_layers": [0, 1, 2]}, {}),
+    "layers, and vectors of attention": (
+        {"hidden_layers": [0, 1, 2], "attention_vectors": ["queries", "keys", "values"], "attention_layers": [1, 2]},
+        {},
+    ),
     "coarse grid": ({"preset": "balanced", "grid_step": 0.3}, {"kd_source": "top_k"}),
     "threshold": (
         {"logits": "grid", "selection": "threshold", "threshold": 0.02, "threshold_temperature": 2.0},

@@ -55,7 +55,7 @@ def made(project):
 @pytest.mark.parametrize(
     ("cache", "train"),
     [
-        ({"preset": "balanced"}, {}),
+        ({"preset": "balanced", "attention_vectors": ["queries", "keys"], "attention_layers": [1, 2]}, {}),
         (
             {"preset": "small", "positions": "masked"},
             {"kd_source": "draws", "temperature": 2.0, "weights": {"kd": 5.0, "mlm": 2.0, "cos": 0.0}},

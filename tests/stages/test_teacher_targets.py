@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from stages.heads import Head
 from stages.row_targets import RowTargets
 from stages.teacher_targets import SeenSequences, TargetsComputer, batches
 from storage import Layout
-from storage.codecs import decode_hidden, decode_logits
+from storage.codecs import decode_hidden, decode_logits, encode_vectors
 from tests.stages.tiny_models import tiny_bert
 
 EXACT = Layout(positions="all", hidden="float32", hidden_layers=(0, 2, 3), logits="float32", top_k=5)
@@ -61,6 +63,43 @@ def test_every_row_is_what_the_teacher_says_of_that_sequence_alone(batch_tokens)
         np.testing.assert_allclose(decode_hidden(EXACT, targets.encoded)[rows], states[:, [0, 2, 3]], atol=2e-5)
         np.testing.assert_allclose(targets.top_logits[rows], logits.topk(5).values, atol=5e-5)
         np.testing.assert_allclose(targets.stat[rows, 3], (logits / 2).logsumexp(-1), atol=5e-5)
+
+
+ATTENTION = Layout(
+    positions="all", hidden="float32", hidden_layers=(1,), logits="none", top_k=0,
+    attention_vectors=("queries", "values"), attention_widths=(16, 16), attention_layers=(1, 3),
+    attention_coding="float32",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 32, 1000])
+def test_vectors_of_attention_are_what_the_projections_of_that_sequence_alone_put_out(batch_tokens):
+    """In batches of any shape, padded or not, and in the order of the rows."""
+    sequences, model = seen(), tiny_bert()
+    targets = computer(batch_tokens).compute(sequences, ATTENTION).targets()
+    assert {name: array.shape for name, array in targets.encoded.items()} == {
+        "hidden": (sequences.offsets[-1], 1, 16),
+        "queries": (sequences.offsets[-1], 2, 16),
+        "values": (sequences.offsets[-1], 2, 16),
+    }
+    for number in range(len(LENGTHS)):
+        rows = slice(int(sequences.offsets[number]), int(sequences.offsets[number + 1]))
+        states, _ = alone(sequences, number)
+        for place, block in enumerate(ATTENTION.attention_layers):
+            attention = model.bert.encoder.layer[block - 1].attention.self
+            with torch.no_grad():
+                for name, projection in (("queries", attention.query), ("values", attention.value)):
+                    expected = projection(states[:, block - 1])
+                    np.testing.assert_allclose(targets.encoded[name][rows, place], expected, atol=2e-5)
+
+
+def test_coded_vectors_are_those_that_storage_makes_of_the_exact_ones():
+    int8 = dataclasses.replace(ATTENTION, attention_coding="int8", hidden_group=5)
+    exact, found = (computer().compute(seen(), layout).targets() for layout in (ATTENTION, int8))
+    for name in ("queries", "values"):
+        for key, expected in encode_vectors(int8, name, exact.encoded[name]).items():
+            assert found.encoded[key].dtype == expected.dtype
+            np.testing.assert_array_equal(found.encoded[key], expected)
 
 
 def test_only_the_rows_that_are_kept_come_in_the_order_of_their_tokens():

@@ -43,6 +43,8 @@ def test_a_key_set_to_what_it_is_anyway_leaves_the_identity_as_it_is():
         {"selection": "threshold", "threshold": 0.01},
         {"draws": 10},
         {"positions": "sampled", "position_fraction": 0.25},
+        {"attention_vectors": ["queries", "keys"]},
+        {"attention_vectors": ["values"], "attention_layers": [1], "attention_coding": "float16"},
     ],
     ids="-".join,
 )
@@ -76,6 +78,25 @@ def test_held_out_splits_are_exact_at_all_positions_whatever_train_is(split):
     assert cache.layout(split, **SHAPE) == Layout(
         positions="all", hidden="float16", hidden_layers=(2,), logits="float16", top_k=64
     )
+
+
+def test_the_vectors_of_attention_are_of_the_last_block_in_int8_where_nothing_else_is_said():
+    cache = config_of(attention_vectors=["queries", "keys"], hidden_group=16).cache
+    layout = cache.layout("train", **SHAPE, attention_widths=(32, 16))
+    assert layout.vectors(32) == {"hidden": 32, "queries": 32, "keys": 16}
+    assert (layout.attention_layers, layout.attention_coding, layout.hidden_group) == ((2,), "int8", 16)
+    for split in ("validation", "test"):
+        assert cache.layout(split, **SHAPE, attention_widths=(32, 16)).attention_vectors == ()
+    assert dict(cache.in_words())["vectors of attention"] == "queries, keys of the last block, int8"
+
+
+def test_vectors_of_attention_may_be_all_that_is_kept():
+    nothing_else = {"hidden": "none", "logits": "none", "top_k": None, "draws": 0}
+    train = {"weights": {"kd": 0.0, "cos": 0.0}}
+    layout = config_of(train, **nothing_else, attention_vectors=["values"]).cache.layout(
+        "train", **SHAPE, attention_widths=(32,)
+    )
+    assert layout.vectors(32) == {"values": 32}
 
 
 def test_one_scale_per_row_is_a_group_of_the_hidden_size():
@@ -133,6 +154,44 @@ def test_one_scale_per_row_is_a_group_of_the_hidden_size():
         (
             {"preset": "small", "temperatures": [1.0]},
             r"cache.draw_temperature is 2.0; allowed: one of cache.temperatures \(1.0\)",
+        ),
+        (
+            {"attention_vectors": ["keys", "queries"]},
+            r"cache.attention_vectors is \['keys', 'queries'\]; allowed: null or some of queries, keys, values, in this order",
+        ),
+        ({"attention_vectors": []}, r"cache.attention_vectors is \[\]; allowed: null or some of"),
+        ({"attention_vectors": ["maps"]}, r"cache.attention_vectors\[0\] is 'maps'; allowed: queries, keys, values"),
+        (
+            {"attention_layers": [1]},
+            r"cache.attention_layers is \(1,\); allowed: null, as cache.attention_vectors is null",
+        ),
+        (
+            {"attention_coding": "int8"},
+            r"cache.attention_coding is 'int8'; allowed: null, as cache.attention_vectors is",
+        ),
+        (
+            {"attention_vectors": ["keys"], "attention_coding": "grid"},
+            r"cache.attention_coding is 'grid'; allowed: float32, float16, bfloat16, int8",
+        ),
+        (
+            {"attention_vectors": ["keys"], "attention_layers": [0, 1]},
+            r"cache.attention_layers is \[0, 1\]; allowed: null or numbers of blocks from 1",
+        ),
+        (
+            {"attention_vectors": ["keys"], "attention_layers": [1, 3]},
+            r"cache.attention_layers is \[1, 3\]; allowed: 1 to 2, as the teacher has 2 blocks",
+        ),
+        (
+            {"attention_vectors": ["keys"], "positions": "masked"},
+            r"cache.positions is 'masked'; allowed: all, as cache.attention_vectors are cached",
+        ),
+        (
+            {"attention_vectors": ["keys"], "compile": True},
+            r"cache.compile is true; allowed: false, as cache.attention",
+        ),
+        (
+            {"attention_vectors": ["keys"], "attention_coding": "float16", "hidden_group": 8},
+            r"cache.hidden_group is 8; allowed: null, as cache.hidden is float16",
         ),
         ({"hidden": "none", "logits": "none", "top_k": 0}, r"cache.hidden is 'none'; .*nothing would be kept"),
     ],
