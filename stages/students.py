@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DistilBertConfig, DistilBertForMaskedLM, set_seed
 
+from stages import bilstm
 from stages.config import ConfigError, StudentConfig
 from stages.config.base import refuse, require
 from stages.errors import InputError
@@ -44,10 +45,15 @@ def spread_layers(teacher_layers: int, layers: int) -> tuple[int, ...]:
 
 
 def build_student(student: StudentConfig, name: str, teacher_config: Mapping[str, Any]) -> PreTrainedModel:
-    """A DistilBERT of the student's shape with random weights (seeded), for a teacher with this configuration.
+    """A DistilBERT or BiLSTM of the student's shape with random weights (seeded), for a teacher with this configuration.
 
     Raises `ConfigError` where the shape is not possible, `InputError` for a teacher of another family.
     """
+    if student.architecture == "bilstm":
+        set_seed(student.seed)
+        lstm = bilstm.build(student, name, teacher_config, "masked")
+        lstm.train(False)
+        return lstm
     if teacher_config["model_type"] != "bert":
         raise InputError(
             f"a distilbert student (students.{name}) needs a teacher of type bert; the teacher is of type {teacher_config['model_type']}"
@@ -96,7 +102,11 @@ def copy_teacher(student: PreTrainedModel, teacher: PreTrainedModel, blocks: tup
 
     BERT adds `token_type_embeddings[0]` to every token of single-segment text and DistilBERT has no such table, so it is
     folded into the position table: a copy of all blocks then reproduces the teacher. (The original recipe drops it.)
+    A BiLSTM takes the embeddings and the head alone.
     """
+    if student.config.model_type == bilstm.KIND:
+        bilstm.copy(student, teacher)
+        return
     source: dict[str, Tensor] = teacher.state_dict()
     embeddings = "bert.embeddings"
     target = {
