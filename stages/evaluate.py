@@ -22,6 +22,8 @@ def run(config: Config, context: Context) -> None:
     artefacts = context.artefacts
     require_model(artefacts.student, "the trained student", "pipeline train-student")
     reader = open_cache(config, context, config.evaluate.split)
+    if config.train.ensemble is not None:
+        context.progress.message("the teacher of these figures is the main one, and no other of train.ensemble")
     student = load_masked_lm(artefacts.student, device=context.device)
     vocabulary_size = Head.of(student).vocabulary_size
     if vocabulary_size != reader.description.vocabulary_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from stages.batches import Batch, TargetDecoder, Wanted, labelled_rows
 from stages.config import TrainConfig
 from stages.heads import Head, filled
-from stages.losses import HiddenTargets, Targets, cosine_loss_sum, distillation_loss
+from stages.losses import cosine_loss_sum, distillation_loss
 from stages.models import encoder_hidden
 from stages.training.prepare_student import prepare_student
+from stages.training.teachers import Teacher, Teachers, main_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,18 +34,23 @@ def wanted_by(config: TrainConfig) -> Wanted:
 
 
 class Distiller(nn.Module):
-    """The student and what its loss needs of the teacher: a frozen head, or nothing."""
+    """The student and what its loss needs of its teachers."""
 
     def __init__(
-        self, student: PreTrainedModel, config: TrainConfig, decoder: TargetDecoder, teacher_head: Head | None
+        self,
+        student: PreTrainedModel,
+        config: TrainConfig,
+        decoder: TargetDecoder,
+        teacher_head: Head | None,
+        further: Sequence[Teacher] = (),
     ) -> None:
-        """Raises `ConfigError` where the student lacks what the parameters are about."""
+        """`further`: the other teachers of an ensemble. Raises `ConfigError` where the student lacks what the parameters are about."""
         super().__init__()
         self.student = student
         prepare_student(student, config)
         self._config = config
         self._decoder = decoder
-        self._teacher_head = teacher_head
+        self._teachers = Teachers([Teacher(decoder, teacher_head, share=main_share(config)), *further])
         self._predicted = "clm" if decoder.objective == "causal" else "mlm"
 
     @property
@@ -64,7 +71,7 @@ class Distiller(nn.Module):
         head = Head.of(self.student)
         weight, bias = head.projection
         position_count, label_count = counts.clamp_min(1).unbind()
-        teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
+        teacher_hidden = self._teachers.hidden(batch)
         # Without a loss on the teacher's logits only what is predicted goes through the head.
         kd_positions = config.kd_positions if weights.kd + weights.mse > 0 else "masked"
         of_kd, kd_count = self._restricted(kd_positions, batch, position_count, label_count)
@@ -75,7 +82,7 @@ class Distiller(nn.Module):
             weight,
             bias,
             labels=batch["labels"],
-            targets=self._targets(of_kd, teacher_hidden),
+            targets=self._teachers.targets(of_kd, teacher_hidden, config),
             temperature=config.temperature,
             kd_scale=weights.kd * unit / kd_count,
             mlm_scale=(weights.mlm + weights.clm) * unit / label_count,
@@ -88,10 +95,15 @@ class Distiller(nn.Module):
             self._predicted: loss.mlm_sum / label_count,
             "mse": loss.mse_sum / kd_count,
         }
-        if weights.cos > 0 and teacher_hidden is not None:
+        if weights.cos > 0:
             of_cos, cos_count = self._restricted(config.cos_positions, batch, position_count, label_count)
-            count = len(of_cos["row_index"])
-            cos = cosine_loss_sum(rows[:count], teacher_hidden[:count], self._decoder.row_weights(of_cos))
+            count, row_weights = len(of_cos["row_index"]), self._decoder.row_weights(of_cos)
+            cos = torch.stack(
+                [
+                    share * cosine_loss_sum(rows[:count], hidden[:count], row_weights)
+                    for share, hidden in self._teachers.with_width(teacher_hidden, rows.shape[-1])
+                ]
+            ).sum()
             total = total + weights.cos / cos_count * cos
             parts["cos"] = cos.detach() / cos_count
         zero = torch.zeros_like(loss.kd_sum)
@@ -112,24 +124,3 @@ class Distiller(nn.Module):
         device = count.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         return count if half else 1.0
-
-    def _targets(self, batch: Batch, teacher_hidden: Tensor | None) -> Targets | None:
-        config = self._config
-        if config.reads_teacher_logits:
-            if self._teacher_head is None or teacher_hidden is None:
-                raise ValueError("kd_source hidden needs the cached head and hidden states")
-            self._teacher_head = _where_it_is_used(self._teacher_head, teacher_hidden.device)
-            return HiddenTargets(teacher_hidden[: len(batch["row_index"])], self._teacher_head)
-        if config.weights.kd == 0:
-            return None
-        if config.reads_draws:
-            return self._decoder.draws(batch, config.temperature)
-        return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")
-
-
-def _where_it_is_used(head: Head, device: torch.device) -> Head:
-    """The frozen head on the device, its projection in the dtype that it is computed in; itself where that is so."""
-    weight = head.projection[0]
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
-    return head if (weight.device, weight.dtype) == (device, dtype) else head.to(device).projecting_in(dtype)

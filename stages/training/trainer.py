@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from stages.batches import Batch, PlannedBatches
+from stages.batches.joined import JoinedBatches
 from stages.errors import SaidElsewhere, StageError
 from stages.training.checkpoints import Checkpoint, Checkpoints, LogState, load_weights
 from stages.training.distiller import Distiller
@@ -35,7 +36,7 @@ class DistillationTrainer(Trainer):
         self,
         distiller: Distiller,
         args: TrainingArguments,
-        batches: PlannedBatches,
+        batches: PlannedBatches | JoinedBatches,
         validation: Validation,
         *,
         checkpoints: Checkpoints,
