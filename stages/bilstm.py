@@ -8,7 +8,7 @@ whose outputs are projected back to the hidden size, and BERT's head, whose outp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 from stages.config import StudentConfig
 from stages.errors import InputError
 from stages.head_parts import head_parts
-
-if TYPE_CHECKING:
-    from stages.model_config import Objective
+from stages.model_config import ModelShape, Objective
 
 KIND = "bilstm"
 """`model_type` of its configuration, and its name in `students.NAME.architecture`."""
@@ -196,16 +194,17 @@ def build(
             f"a bilstm student (students.{name}) reads a text from both ends, and the teacher is causal; expected a masked one, "
             "or another architecture"
         )
-    width = student.hidden_size or teacher_config["hidden_size"]
+    shape = ModelShape.of(teacher_config)
+    width = student.hidden_size or shape.hidden_size
     return BiLstmForMaskedLM(
         BiLstmConfig(
-            vocab_size=teacher_config["vocab_size"],
+            vocab_size=shape.vocabulary_size,
             hidden_size=width,
             lstm_size=student.lstm_size or max(1, width // 2),
             num_hidden_layers=student.layers,
-            hidden_act=teacher_config.get("hidden_act") or "gelu",
+            hidden_act=teacher_config.get("hidden_act") or teacher_config.get("activation") or "gelu",
             dropout=student.dropout,
-            max_position_embeddings=teacher_config["max_position_embeddings"],
+            max_position_embeddings=shape.positions or BiLstmConfig.max_position_embeddings,
             pad_token_id=teacher_config["pad_token_id"],
         )
     )

@@ -11,6 +11,7 @@ from stages.config import Config, ConfigError, StudentConfig, suggest
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import ModelShape
 from stages.models import (
     folder_bytes,
     load_masked_lm,
@@ -40,8 +41,8 @@ def run(config: Config, context: Context, name: str) -> None:
     write_json(artefacts.speed(name), figures)
     ratio = figures["ratio"]
     rows: dict[str, str | int] = {
-        "blocks": f"{student.layers} of the teacher's {teacher_config['num_hidden_layers']}",
-        "hidden size": student.hidden_size or teacher_config["hidden_size"],
+        "blocks": f"{student.layers} of the teacher's {ModelShape.of(teacher_config).layers}",
+        "hidden size": student.hidden_size or ModelShape.of(teacher_config).hidden_size,
         "parameters": f"{figures['student']['parameters']:,} ({ratio['parameters']:.0%} of the teacher's)",
         "megabytes": f"{figures['student']['bytes'] / 1e6:.1f} ({ratio['bytes']:.0%} of the teacher's)",
     }
@@ -57,7 +58,7 @@ def run(config: Config, context: Context, name: str) -> None:
     rows["weights from"] = (
         f"random, seed {student.seed}"
         if student.initialise == "random"
-        else f"teacher blocks {', '.join(map(str, layer_map(student, name, teacher_config['num_hidden_layers'])))}"
+        else f"teacher blocks {', '.join(map(str, layer_map(student, name, ModelShape.of(teacher_config).layers)))}"
     )
     context.progress.summary(f"student {name}", rows)
 
@@ -77,7 +78,7 @@ def write_initial_weights(config: Config, context: Context, name: str) -> None:
     teacher_config, tokenizer_folder = _teacher_shape(config, context, name)
     model = build_student(student, name, teacher_config)
     if student.initialise == "teacher":
-        blocks = layer_map(student, name, teacher_config["num_hidden_layers"])
+        blocks = layer_map(student, name, ModelShape.of(teacher_config).layers)
         copy_teacher(model, load_masked_lm(artefacts.teacher), blocks)
     if model.config.max_position_embeddings < config.tokenize.sequence_tokens:
         raise refuse(

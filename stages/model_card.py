@@ -13,6 +13,7 @@ from stages.bilstm import HOW_TO_LOAD, KIND
 from stages.config import Config, CorpusConfig, TeacherConfig
 from stages.config.ensemble import MAIN
 from stages.figures import LABELS
+from stages.model_config import ModelShape
 from stages.students import layer_map
 from storage import CacheReader
 
@@ -57,7 +58,7 @@ def model_card(
         model_name=config.train.student,
         eval_results=list(_eval_results(corpus, figures["validation"])),
     )
-    teacher_layers = description.teacher_config["num_hidden_layers"]
+    teacher_layers = ModelShape.of(description.teacher_config).layers
     is_lstm = student.architecture == KIND
     copied = layer_map(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
     template = _environment().get_template(TEMPLATE)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
-import stages.bilstm  # noqa: F401  it enters the BiLSTM into transformers' registers
 from stages.errors import InputError
 
 Objective = Literal["masked", "causal"]

@@ -21,6 +21,7 @@ from stages.config.base import require
 from stages.context import Context
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
+from stages.model_config import ModelShape
 from stages.models import load_masked_lm
 from stages.provenance import provenance_of, read_resolved, record_provenance
 from stages.trained_student import publish
@@ -164,7 +165,7 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
     check_cosine_width(config, reader.description.hidden_size)
-    check_teacher_layers(config.train, config.cache, reader.description.teacher_config["num_hidden_layers"])
+    check_teacher_layers(config.train, config.cache, ModelShape.of(reader.description.teacher_config).layers)
     if config.train.ensemble is None:
         slots_for(reader, batch_plan(config, reader), wanted_by(config.train), memory_bytes(config))
     return reader
