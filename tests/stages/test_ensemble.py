@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from stages import cache_teacher, corpus, evaluate, tokenize_corpus, train_student
+from stages import cache_teacher, corpus, evaluate, init_student, tokenize_corpus, train_student
 from stages.batch_plan import BatchPlan
 from stages.batches import PlannedBatches, decoder_for
 from stages.batches.joined import JoinedBatches
@@ -25,6 +25,7 @@ from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest
 from tests.stages.conftest import Project
 from tests.stages.ensembles import SHARES, cache_second, forget_training, give_second, prepare, with_second
 from tests.stages.test_train_student import stopping_after
+from tests.stages.training.launch import Launch
 
 LOSSLESS = {"preset": "lossless", "top_k": 8, "sequences": {"train": 16, "validation": 4, "test": 4}}
 
@@ -190,6 +191,17 @@ def test_a_stopped_training_goes_on_from_both_caches_and_ends_with_the_same_weig
     assert (project.artefacts.runs / "train.csv").read_text() == log
 
 
+def test_two_processes_that_share_the_loaders_of_both_caches_give_the_student_of_one(project):
+    project.set(**with_second(train={"micro_batch_size": 4}))
+    project.run(train_student)
+    expected = weights(project)
+    forget_training(project)
+    with Launch(project.folder, "train-student", processes=2) as launch:
+        assert launch.codes() == [0, 0], launch.output.read_text()
+    for name, tensor in weights(project).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
 def test_a_checkpoint_is_refused_where_one_of_the_caches_is_another(project):
     with pytest.raises(Interrupted):
         project.run(train_student, context=stopping_after(project, 5))
@@ -275,27 +287,24 @@ def _pretend(cache, spec):
     (cache / MANIFEST_FILE).write_bytes(changed.to_bytes())
 
 
-@pytest.fixture
-def narrow(tokenized, tmp_path):
+@pytest.fixture(scope="module")
+def narrow(tokenized, tmp_path_factory):
     """A project whose second teacher is half as wide."""
-
-    def make(**overrides):
-        project = Project(shutil.copytree(tokenized, tmp_path / "narrow"), **with_second(**overrides))
-        prepare(project, hidden=16)
-        return project
-
-    return make
+    project = Project(shutil.copytree(tokenized, tmp_path_factory.mktemp("narrow") / "project"), **with_second())
+    prepare(project, hidden=16)
+    return project
 
 
-def test_a_teacher_of_another_width_has_no_part_in_the_cosine_and_that_is_said(narrow):
-    project, messages = narrow(), Messages()
+def test_a_teacher_of_another_width_has_no_part_in_the_cosine_and_that_is_said(narrow, tmp_path):
+    project, messages = copied(narrow, tmp_path / "project"), Messages()
     project.run(train_student, context=Context(artefacts=project.artefacts, progress=messages))
     assert "no cosine loss from second (16): the student's hidden states have 32 values" in messages.lines
 
 
-def test_a_cosine_loss_is_refused_where_no_teacher_has_the_students_width(narrow):
+def test_a_cosine_loss_is_refused_where_no_teacher_has_the_students_width(narrow, tmp_path):
     student = {"half": {"initialise": "random", "layer_map": None, "hidden_size": 8}}
-    project = narrow(students=student)
+    project = copied(narrow, tmp_path / "project", students=student)
+    project.run(init_student, "half")
     with pytest.raises(ConfigError, match=r"have 8 values and those .* others \(teacher 32, second 16\)"):
         project.run(train_student)
     project.set(**with_second(students=student, train={"weights": {"cos": 0.0}}))
