@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_transfer import pull, push
-from pipeline.stage_command import OPTIONS, stage_command
+from pipeline.stage_command import OPTIONS, TEACHER, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -32,23 +32,27 @@ def _on_a_folder(command: Callable[..., None]) -> Callable[..., None]:
     folder = click.argument(
         "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[CACHE]"
     )
-    for decorate in (debug, json, project, folder):
+    for decorate in (debug, json, TEACHER, project, folder):
         command = decorate(command)
     return command
 
 
 @cache.command()
 @_on_a_folder
-def info(folder: Path | None, project: Path, as_json: bool, debug: bool) -> None:
+def info(folder: Path | None, project: Path, teacher: str | None, as_json: bool, debug: bool) -> None:
     """Say what a cache holds.
 
-    CACHE is its folder; without it cache/current of the project. Parameters, shards, tokens, positions, bytes per position
-    by array, how much the cached ids hold and how sure the teacher was. Only manifests are read.
+    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher. Parameters,
+    shards, tokens, positions, bytes per position by array, how much the cached ids hold and how sure the teacher was. Only
+    manifests are read.
     """
     from pipeline import cache_info
 
     _run(
-        project, debug=debug, body=lambda context: cache_info.show(folder or context.artefacts.cache, context, as_json)
+        project,
+        teacher,
+        debug=debug,
+        body=lambda context: cache_info.show(folder or context.artefacts.cache, context, as_json),
     )
 
 
@@ -69,12 +73,19 @@ def info(folder: Path | None, project: Path, as_json: bool, debug: bool) -> None
     help="Where the teacher runs: auto (by machine.device_map, where params.yaml sets it), cpu, cuda, cuda:1.",
 )
 def verify(
-    folder: Path | None, project: Path, as_json: bool, debug: bool, deep: bool, sequences: int | None, device: str
+    folder: Path | None,
+    project: Path,
+    teacher: str | None,
+    as_json: bool,
+    debug: bool,
+    deep: bool,
+    sequences: int | None,
+    device: str,
 ) -> None:
     """Find out whether a cache is whole.
 
-    CACHE is its folder; without it cache/current of the project. Everything that is wrong is listed, with its file and
-    shard. Exit code 0 only for a good cache.
+    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher. Everything that
+    is wrong is listed, with its file and shard. Exit code 0 only for a good cache.
     """
     from pipeline import cache_verify
 
@@ -83,7 +94,7 @@ def verify(
             folder or context.artefacts.cache, context, deep=deep, sequences=sequences, device=device, as_json=as_json
         )
 
-    _run(project, debug=debug, body=body)
+    _run(project, teacher, debug=debug, body=body)
 
 
 @cache.command()
@@ -92,7 +103,7 @@ def verify(
     is_flag=True,
     help="Repair although device or versions differ from those of the cache: equal up to rounding, another root digest.",
 )
-@stage_command()
+@stage_command(takes_teacher=True)
 def repair(config: Config, context: Context, inexact: bool) -> None:
     """Make a damaged cache whole again, bit for bit.
 
@@ -109,8 +120,8 @@ cache.add_command(push)
 cache.add_command(pull)
 
 
-def _run(project: Path, *, debug: bool, body: Callable[[Context], None]) -> None:
-    """What `execute` does, without params.yaml."""
+def _run(project: Path, teacher: str | None, *, debug: bool, body: Callable[[Context], None]) -> None:
+    """What `execute` does, without params.yaml; `teacher` is a further one, whose cache is meant."""
     from pipeline.environment import available_cores, quiet_libraries
     from pipeline.failures import reported
     from pipeline.progress import make_reporter
@@ -122,7 +133,7 @@ def _run(project: Path, *, debug: bool, body: Callable[[Context], None]) -> None
         with make_reporter(f"cache {click.get_current_context().info_name}") as progress:
             body(
                 Context(
-                    artefacts=Artefacts(project=project),
+                    artefacts=Artefacts(project=project, further_teacher=teacher),
                     threads=available_cores(),
                     should_stop=stop.requested,
                     progress=progress,

@@ -57,7 +57,7 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     """
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
-    require_model(artefacts.teacher, "the teacher", "pipeline teacher")
+    require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
     description = describe(config, context, tokens)
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)

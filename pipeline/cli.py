@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_commands import cache
-from pipeline.stage_command import numbers, stage_command
+from pipeline.stage_command import numbers, of_teacher, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -91,15 +91,20 @@ def tokenize(config: Config, context: Context) -> None:
 
 
 @cli.command()
+@click.argument("name", required=False)
 @stage_command()
-def teacher(config: Config, context: Context) -> None:
+def teacher(config: Config, context: Context, name: str | None) -> None:
     """Train a small teacher, or fetch one.
 
-    Reads data/tokens, writes models/teacher and runs/teacher.json. Parameters: teacher, masking.
+    Reads data/tokens, writes models/teacher and runs/teacher.json. Parameters: teacher, masking. NAME is a further teacher, one
+    of teachers in params.yaml: it is written to models/teachers/NAME and runs/teacher-NAME.json.
     """
     from stages import teacher as stage
 
-    stage.run(config, context)
+    if name is None:
+        stage.run(config, context)
+    else:
+        of_teacher(stage.run, name)(config, context)
 
 
 @cli.command()
@@ -162,13 +167,14 @@ def _part(_context: click.Context, _parameter: click.Parameter, value: str | Non
     callback=_part,
     help="Do only every N-th shard, from the I-th on, beside jobs that do the others; run it once more without to finish.",
 )
-@stage_command(takes_root=True, takes_workers=True)
+@stage_command(takes_root=True, takes_workers=True, takes_teacher=True)
 def cache_teacher(config: Config, context: Context, verify: bool, part: Part | None) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
     from the shards that are whole. With --root the shards go there as they come, and cache/manifest.json is what stays
-    here. Parameters: corpus, tokenize, masking, teacher, cache.
+    here. Parameters: corpus, tokenize, masking, teacher, cache. With --teacher all is in models/teachers/NAME and
+    cache/teachers/NAME.
     """
     from stages import cache_teacher as stage
 

@@ -51,6 +51,12 @@ ROOT = click.option(
     help="The cache is at URL/FINGERPRINT (s3://bucket/caches, file:///...), not in cache/current.",
 )
 
+TEACHER = click.option(
+    "--teacher",
+    metavar="NAME",
+    help="The cache of this further teacher, one of teachers in params.yaml, in cache/teachers/NAME.",
+)
+
 WORKERS = (
     click.option(
         "--workers",
@@ -67,14 +73,20 @@ WORKERS = (
 
 
 def stage_command(
-    *, tensors: bool = True, torchrun: bool = False, takes_root: bool = False, takes_workers: bool = False
+    *,
+    tensors: bool = True,
+    torchrun: bool = False,
+    takes_root: bool = False,
+    takes_workers: bool = False,
+    takes_teacher: bool = False,
 ) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
     `tensors=False` is for a stage that computes none: it spares the seconds that importing torch takes. `torchrun=True`
     is for one that shares its work among the processes of a torchrun launch; the others refuse to be started twice.
     `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root, `takes_workers=True` for one
-    that can have its work done by other processes.
+    that can have its work done by other processes, `takes_teacher=True` for one whose cache may be that of a further teacher: it
+    sees that teacher in the place of the main one.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -96,8 +108,9 @@ def stage_command(
                     "--workers starts processes here and --scheduler uses those of a cluster: give one"
                 )
 
+            name = arguments.pop("teacher") if takes_teacher else None
             execute(
-                functools.partial(body, **arguments),
+                functools.partial(body if name is None else of_teacher(body, name), **arguments),
                 name=click.get_current_context().info_name or "",
                 project=project,
                 params_file=project / params_file,
@@ -111,12 +124,26 @@ def stage_command(
                 scheduler=scheduler,
             )
 
-        options = (*OPTIONS, *((ROOT,) if takes_root else ()), *(WORKERS if takes_workers else ()))
+        options = (
+            *OPTIONS,
+            *((ROOT,) if takes_root else ()),
+            *(WORKERS if takes_workers else ()),
+            *((TEACHER,) if takes_teacher else ()),
+        )
         for option in reversed(options):
             callback = option(callback)
         return callback
 
     return decorate
+
+
+def of_teacher(body: Body[P], name: str) -> Body[P]:
+    """The same with the further teacher `name` in the place of the main one."""
+
+    def of_further(config: Config, context: Context, /, *arguments: P.args, **named: P.kwargs) -> None:
+        body(config.of_teacher(name), context.of_teacher(name), *arguments, **named)
+
+    return of_further
 
 
 def numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:

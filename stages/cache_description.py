@@ -101,13 +101,13 @@ def _check_origin(config: Config, context: Context) -> None:
     trained = ("teacher",) if config.teacher.training is None else ("teacher", "masking")
     artefacts = context.artefacts
     for folder, sections, command in (
-        (artefacts.documents, ("corpus",), "corpus"),
-        (artefacts.tokens, ("tokenize",), "tokenize"),
-        (artefacts.teacher, trained, "teacher"),
+        (artefacts.documents, ("corpus",), "pipeline corpus"),
+        (artefacts.tokens, ("tokenize",), "pipeline tokenize"),
+        (artefacts.teacher, trained, artefacts.teacher_command),
     ):
         if not (folder / RESOLVED).is_file():
             continue
-        found = read_resolved(folder, f"pipeline {command}")
+        found = read_resolved(folder, command)
         differences = differing_fields(
             {name: to_plain(getattr(config, name)) for name in sections},
             {name: found.get(name) for name in sections},
@@ -115,7 +115,7 @@ def _check_origin(config: Config, context: Context) -> None:
         )
         if differences:
             raise InputError(
-                f"{folder} was made with other parameters: {'; '.join(differences)}; run: pipeline {command}, and what follows it"
+                f"{folder} was made with other parameters: {'; '.join(differences)}; run: {command}, and what follows it"
             )
 
 

@@ -29,7 +29,7 @@ def open_cache(config: Config, context: Context, *splits: Split) -> CacheReader:
     if absent:
         raise InputError(
             f"{cache_name(artefacts)} holds {', '.join(reader.description.splits)} and no {', '.join(absent)}; fetch the whole "
-            "(`pipeline cache pull URL`), or compute what is missing where the teacher is (`pipeline cache-teacher`)"
+            f"(`pipeline cache pull URL`), or compute what is missing where the teacher is (`{artefacts.cache_command}`)"
         )
     return reader
 
@@ -51,7 +51,11 @@ def _open_at_root(url: str, config: Config, context: Context) -> RemoteReader:
 
 def cache_name(artefacts: Artefacts) -> str:
     """How a message calls the cache that `open_cache` opens."""
-    return "cache/current" if artefacts.root is None else f"the cache at {RemoteFolder(artefacts.root).shown()}"
+    here = artefacts.shown(artefacts.cache)
+    if artefacts.root is None:
+        return here
+    of_further = "" if artefacts.further_teacher is None else f"of the teacher {artefacts.further_teacher} "
+    return f"the cache {of_further}at {RemoteFolder(artefacts.root).shown()}"
 
 
 def tracked(artefacts: Artefacts) -> RootManifest | None:

@@ -80,8 +80,9 @@ def report(
     write_resolved(artefacts.cache_run.with_name(RESOLVED), config, *SECTIONS)
     write_json(artefacts.cache_run, run_figures)  # last: where it is, the others are
     mass = ", ".join(f"{kept:.3f} at T = {t}" for t, kept in train.retained_mass().items())
+    name = artefacts.further_teacher
     context.progress.summary(
-        "teacher cache",
+        "teacher cache" if name is None else f"cache of the teacher {name}",
         {
             "fingerprint": reader.description.fingerprint[:12],
             "root digest": root_digest[:12],

@@ -45,6 +45,8 @@ def run(
 ) -> None:
     """Write `cache/current` and `cache/run.json`, computing only the shards that are not there yet.
 
+    Those of a further teacher lie in `cache/teachers/<name>`.
+
     Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. With a root,
     each shard goes to `<root>/<fingerprint>` as soon as it is whole, and `cache/manifest.json` is what stays here. The shards are
     computed where `context.runner` has it done. `splits`: a cache of these alone, as `pipeline cache pull --split` gives.
@@ -59,7 +61,7 @@ def run(
     started = time.monotonic()
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
-    require_model(artefacts.teacher, "the teacher", "pipeline teacher")
+    require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
     description = describe(config, context, tokens, splits)
     root_digest = _already_done(description, context, verify=verify, part=part)
     if root_digest is not None:
@@ -157,7 +159,7 @@ def _already_done(description: CacheDescription, context: Context, *, verify: bo
         manifest = _whole_here(description, context, verified=part is None)
         if manifest is not None:
             context.progress.message(
-                f"cache/current already holds this cache ({name}){', verified' if part is None else ''}; nothing to do"
+                f"{artefacts.shown(artefacts.cache)} already holds this cache ({name}){', verified' if part is None else ''}; nothing to do"
             )
         return None if manifest is None else manifest.root_digest
     root = RemoteFolder(artefacts.root, again=AGAIN)
@@ -168,7 +170,9 @@ def _already_done(description: CacheDescription, context: Context, *, verify: bo
         manifest = None if part else _whole_here(description, context)
         if manifest is None:
             return None
-        context.progress.message(f"cache/current holds this cache ({name}): it is copied to {root.shown()}")
+        context.progress.message(
+            f"{artefacts.shown(artefacts.cache)} holds this cache ({name}): it is copied to {root.shown()}"
+        )
         push_cache(context, artefacts.root, verify=verify)
     if part is None:
         keep_manifest(manifest, artefacts.tracked_manifest)
@@ -180,7 +184,7 @@ def _whole_here(description: CacheDescription, context: Context, *, verified: bo
 
     Not `verified`, it is taken for whole.
     """
-    folder = context.artefacts.cache
+    folder, shown = context.artefacts.cache, context.artefacts.shown(context.artefacts.cache)
     if not (folder / MANIFEST_FILE).is_file():
         return None
     try:
@@ -189,14 +193,14 @@ def _whole_here(description: CacheDescription, context: Context, *, verified: bo
             return None
         absent = [split for split in description.splits if split not in found.splits]
         if absent:
-            context.progress.message(f"cache/current holds no {', '.join(absent)}: what it holds is kept and completed")
+            context.progress.message(f"{shown} holds no {', '.join(absent)}: what it holds is kept and completed")
             return None
         if verified:
             size = sum(record.size for record in manifest.files.values())
-            reading = LastingTask(context, "read cache/current", size, "bytes", kept="cache/current is as it was")
+            reading = LastingTask(context, f"read {shown}", size, "bytes", kept=f"{shown} is as it was")
             verify_cache(folder, progress=lambda _file, read: reading(read))
     except (CorruptError, IncompleteError) as error:
-        context.progress.message(f"cache/current is not whole, and its good shards are kept: {error}")
+        context.progress.message(f"{shown} is not whole, and its good shards are kept: {error}")
         return None
     return manifest
 

@@ -62,12 +62,22 @@ class Artefacts:
     project: Path
     run: str | None = None
     """Name of one run of a comparison: its student and figures lie in folders of their own, all else is shared."""
+    further_teacher: str | None = None
+    """Name in `teachers` of the teacher whose model and cache are meant; None: the main one's. All else is shared."""
     root: str | None = None
     """URL of the remote root that holds the cache at `<root>/<fingerprint>`; None: it is in `cache/current`."""
 
     def of_run(self, name: str) -> Artefacts:
         """The same project with the student and the figures of the run `name` kept apart."""
         return replace(self, run=name)
+
+    def of_teacher(self, name: str) -> Artefacts:
+        """The same project with the model, the cache and the figures of the further teacher `name`."""
+        return replace(self, further_teacher=name)
+
+    def shown(self, path: Path) -> str:
+        """How a message calls a path of the project."""
+        return path.relative_to(self.project).as_posix()
 
     @property
     def documents(self) -> Path:
@@ -79,7 +89,19 @@ class Artefacts:
 
     @property
     def teacher(self) -> Path:
-        return self.project / "models" / "teacher"
+        models, name = self.project / "models", self.further_teacher
+        return models / "teacher" if name is None else models / "teachers" / name
+
+    @property
+    def teacher_figures(self) -> Path:
+        """What the stage `teacher` says of the teacher; its learning curve has the same name and ends in `.csv`."""
+        name = self.further_teacher
+        return self.project / "runs" / ("teacher.json" if name is None else f"teacher-{name}.json")
+
+    @property
+    def teacher_command(self) -> str:
+        """What makes the teacher, for messages."""
+        return "pipeline teacher" if self.further_teacher is None else f"pipeline teacher {self.further_teacher}"
 
     def student_init(self, name: str) -> Path:
         """Folder of the initial weights of the student called `name`."""
@@ -96,25 +118,31 @@ class Artefacts:
 
     @property
     def cache(self) -> Path:
-        return self.project / "cache" / "current"
+        return self._of_cache / "current"
+
+    @property
+    def cache_command(self) -> str:
+        """What makes the cache, for messages."""
+        name = self.further_teacher
+        return "pipeline cache-teacher" if name is None else f"pipeline cache-teacher --teacher {name}"
 
     @property
     def tracked_manifest(self) -> Path:
         """A cache's manifest.json, where that stands for the cache: DVC tracks it instead of shards at a remote root."""
-        return self.project / "cache" / "manifest.json"
+        return self._of_cache / "manifest.json"
 
     @property
     def local_shards(self) -> Path:
-        """Shards of a cache at the root that are being read."""
-        return self.cache_work / "shards"
+        """Shards of a cache at the root that are being read; a folder for each teacher's."""
+        return self.cache_work / ("shards" if self.further_teacher is None else f"shards-{self.further_teacher}")
 
     @property
     def cache_run(self) -> Path:
-        return self.project / "cache" / "run.json"
+        return self._of_cache / "run.json"
 
     def cache_metrics(self, part: Part | None = None) -> Path:
         """The log of the teacher's pass; that of one part, where the cache is made in parts."""
-        return self.project / "cache" / ("metrics.jsonl" if part is None else f"metrics-{part.name}.jsonl")
+        return self._of_cache / ("metrics.jsonl" if part is None else f"metrics-{part.name}.jsonl")
 
     @property
     def checkpoints(self) -> Path:
@@ -131,11 +159,17 @@ class Artefacts:
 
     @property
     def cache_figures(self) -> Path:
-        return self.project / "cache" / "figures.json"
+        return self._of_cache / "figures.json"
 
     @property
     def cache_distributions(self) -> Path:
-        return self.project / "cache" / "distributions.csv"
+        return self._of_cache / "distributions.csv"
+
+    @property
+    def _of_cache(self) -> Path:
+        """Folder of a teacher's cache and of what stands beside it."""
+        cache, name = self.project / "cache", self.further_teacher
+        return cache if name is None else cache / "teachers" / name
 
     @property
     def comparison(self) -> Path:
@@ -178,6 +212,10 @@ class Context:
     """In which processes a stage's work is done, where it can be shared out."""
     commit: str | None = None
     """Git commit of the project folder, ` (modified)` added where files differ from it; None outside of git."""
+
+    def of_teacher(self, name: str) -> Context:
+        """The same place, where the model and the cache are those of the further teacher `name`."""
+        return replace(self, artefacts=self.artefacts.of_teacher(name))
 
     @property
     def place(self) -> Place:

@@ -29,6 +29,8 @@ def run(config: Config, context: Context) -> None:
     artefacts = context.artefacts
     require_model(artefacts.student, "the trained student", "pipeline train-student")
     reader = open_cache(config, context, config.evaluate.split)
+    if config.train.ensemble is not None:
+        context.progress.message("the teacher of these figures is the main one, and no other of train.ensemble")
     objective = reader.description.objective
     student = load_language_model(artefacts.student, objective=objective, attention=None, device=context.device)
     vocabulary_size = Head.of(student).vocabulary_size

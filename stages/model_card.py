@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from stages.bilstm import HOW_TO_LOAD, KIND
 from stages.config import Config, CorpusConfig, TeacherConfig
+from stages.config.ensemble import MAIN
 from stages.config.layers import Pairs
 from stages.figures import LABELS
 from stages.model_config import ModelShape
@@ -53,7 +55,7 @@ def model_card(
     contents of `train.json` and `provenance.json` there. No time and no commit is in the card: the same run gives the same
     bytes, and DVC runs what follows only where the student is another one.
     """
-    corpus, teacher, student, description = config.corpus, config.teacher, config.student, cache.description
+    corpus, student, description = config.corpus, config.student, cache.description
     distilled, objective = config.train.distils, description.objective
     kind, tag = kind_of(student, description.teacher_config, objective)
     tags = ["distillation", "knowledge-distillation"] if distilled else []
@@ -61,12 +63,13 @@ def model_card(
         library_name="transformers",
         pipeline_tag=TASKS[objective][0],
         tags=[*tags, "teacher-cache", tag],
-        base_model=teacher.load.hub_id if teacher.load and "load" in teacher.used else None,
+        base_model=_base_models(config),
         datasets=[corpus.hub.name] if corpus.hub and corpus.source == "hub" else None,
         model_name=config.train.student,
         eval_results=list(_eval_results(corpus, figures["validation"], TASKS[objective])),
     )
     teacher_layers = ModelShape.of(description.teacher_config).layers
+    is_lstm = student.architecture == KIND
     copied = layer_map(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
     template = _environment().get_template(TEMPLATE)
     body = template.render(
@@ -85,11 +88,13 @@ def model_card(
             if name in provenance["packages"]  # a source folder need not be installed
         },
         metrics=[(figure, name) for figure, _, name in METRICS if figure in figures["validation"]],
-        teacher=_teacher(teacher),
+        teachers=_teachers(config),
         teacher_layers=teacher_layers,
         corpus=_corpus(corpus),
         hidden_size=student.hidden_size or description.hidden_size,
         blocks=copied,
+        copied=_copied(copied, is_lstm=is_lstm),
+        how_to_load=HOW_TO_LOAD if is_lstm else None,
         loss=_loss(config),
         judged_by=LABELS[config.train.validation.metric],
     )
@@ -148,6 +153,15 @@ def _corpus(corpus: CorpusConfig) -> str:
     return f"the first {corpus.max_documents:,} documents of {source}" if corpus.max_documents else source
 
 
+def _copied(blocks: Sequence[int] | None, *, is_lstm: bool) -> str | None:
+    """What a student's initial weights have of its teacher's; None for random ones."""
+    if blocks is None:
+        return None
+    if is_lstm:
+        return "embeddings and head"
+    return f"embeddings, head and block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
+
+
 def _teacher(teacher: TeacherConfig) -> str:
     if teacher.source == "train" or teacher.load is None:
         return "a small BERT that was trained from scratch on the same corpus"
@@ -159,6 +173,34 @@ def _teacher(teacher: TeacherConfig) -> str:
     if teacher.source == "adapt":
         return f"{source}, given a masked-LM head where it had none, and adapted to the same corpus"
     return source
+
+
+def _base_models(config: Config) -> str | list[str] | None:
+    """The hub ids of the teachers that came from there."""
+    loaded = (teacher.load.hub_id for teacher, _ in _shares(config) if teacher.load and "load" in teacher.used)
+    found = [hub_id for hub_id in loaded if hub_id]
+    return found[0] if len(found) == 1 else found or None
+
+
+def _shares(config: Config) -> list[tuple[TeacherConfig, float]]:
+    """The teachers that the student has, the main one first, and the share of each."""
+    ensemble, further = config.train.ensemble or {MAIN: 1.0}, config.teachers or {}
+    return [(config.teacher, ensemble[MAIN])] + [
+        (further[name], share) for name, share in ensemble.items() if name != MAIN and share > 0
+    ]
+
+
+def _teachers(config: Config) -> str:
+    """One or more sentences."""
+    if config.train.ensemble is None:
+        return f"The teacher is {_teacher(config.teacher)}."
+    listed = "; ".join(f"{_teacher(teacher)} (share {share:g})" for teacher, share in _shares(config))
+    learned = (
+        "It learned from several teachers at once, by the weighted sum of their losses"
+        if config.train.distils
+        else "Its teachers"
+    )
+    return f"{learned}: {listed}. The teacher of the figures and of the initial weights is the first of them."
 
 
 def _loss(config: Config) -> str:

@@ -23,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+import stages.bilstm  # noqa: F401  it enters the BiLSTM into transformers' registers
 from stages.config import SourceConfig
 from stages.errors import InputError
 from stages.model_config import IN_WORDS, Objective, refuse_unsupported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,26 @@ def read_resolved(folder: Path, command: str) -> dict[str, Any]:
     return resolved
 
 
-def provenance_of(config: Config, context: Context, cache: CacheReader, run_fingerprint: str) -> dict[str, Any]:
-    """The content of `runs/provenance.json`: what a student was trained from, and with."""
+def provenance_of(
+    config: Config,
+    context: Context,
+    cache: CacheReader,
+    run_fingerprint: str,
+    further: Mapping[str, CacheReader] | None = None,
+) -> dict[str, Any]:
+    """The content of `runs/provenance.json`: what a student was trained from, and with; `further` are caches of other teachers."""
     return {
         "commit": context.commit,
         "packages": package_versions(),
         "run_fingerprint": run_fingerprint,
-        "cache": {"fingerprint": cache.description.fingerprint, "root_digest": cache.root_digest},
+        "cache": _identity(cache),
+        **({"further_caches": {name: _identity(other) for name, other in further.items()}} if further else {}),
         "parameters": to_plain(config),
     }
+
+
+def _identity(cache: CacheReader) -> dict[str, str]:
+    return {"fingerprint": cache.description.fingerprint, "root_digest": cache.root_digest}
 
 
 def package_versions() -> dict[str, str]:

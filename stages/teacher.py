@@ -46,6 +46,7 @@ class _Teacher:
 def run(config: Config, context: Context) -> None:
     """Write `models/teacher` (weights, configuration and tokenizer), `runs/teacher.json` and `runs/teacher.csv`.
 
+    Those of a further teacher are called `models/teachers/<name>` and `runs/teacher-<name>.json`.
     Raises `InputError` where the tokens are missing or the model cannot be their teacher, `Interrupted` when asked to
     stop; the folder appears whole or not at all.
     """
@@ -68,9 +69,13 @@ def run(config: Config, context: Context) -> None:
         "threads": context.threads,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_csv(artefacts.runs / "teacher.csv", COLUMNS, teacher.curve)
-    write_json(artefacts.runs / "teacher.json", figures)
-    context.progress.summary("teacher", {name.replace("_", " "): value for name, value in figures.items()})
+    write_csv(artefacts.teacher_figures.with_suffix(".csv"), COLUMNS, teacher.curve)
+    write_json(artefacts.teacher_figures, figures)
+    name = artefacts.further_teacher
+    context.progress.summary(
+        "teacher" if name is None else f"teacher {name}",
+        {name.replace("_", " "): value for name, value in figures.items()},
+    )
 
 
 def _train(config: Config, context: Context, tokens: TokenStore, collator: Collator) -> _Teacher:

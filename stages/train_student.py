@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,19 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PrinterCallback
 
-from stages.batches import PlannedBatches, decoder_for, slots_for
+from stages.batches import decoder_for, slots_for
 from stages.cache_location import cache_name, open_cache
-from stages.config import Config, cache_spec, to_plain
+from stages.config import Config, to_plain
 from stages.config.base import require
 from stages.context import Context
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
 from stages.model_config import ModelShape
-from stages.models import load_language_model, load_model_config, weights_digest
+from stages.models import load_language_model, load_model_config
 from stages.provenance import provenance_of, read_resolved, record_provenance
-from stages.sequences import TokenStore
 from stages.trained_student import publish
 from stages.training.arguments import training_arguments
+from stages.training.caches import batches_of, check_cache, further_caches, left_out_of_cosine, memory_bytes
 from stages.training.checkpoints import Checkpoint, Checkpoints, checkpoint_of, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
 from stages.training.fitting import check_inside
@@ -33,10 +30,11 @@ from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
 from stages.training.sharded import ShardedTrainer
+from stages.training.teachers import Teacher, root_digests
 from stages.training.trackers import open_trackers, require_trackers
 from stages.training.trainer import DistillationTrainer
 from stages.training.validation import Log, Validation, is_due, judge, kept_step
-from storage import CacheReader, MismatchError, SharedBy, differing_fields
+from storage import CacheReader, differing_fields
 from storage.locking import lock
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ def run(config: Config, context: Context) -> None:
     with joined(context) as processes:
         reader = _fitting_cache(config, context)
         student = _initial_student(config, context, reader)
-        run_ = plan_run(config, context, reader)
+        run_ = plan_run(config, context, reader, further_caches(config, context, reader))
         context.artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
         # One launch trains a run: a `dvc repro` that was killed leaves its stage running.
         alone = lock(context.artefacts.checkpoints, run_.fingerprint[:16], "this training run")
@@ -89,14 +87,21 @@ def _train_and_publish(
     processes: Processes,
 ) -> None:
     folder, rules = context.artefacts.checkpoints / run_.fingerprint[:16], config.train.validation
-    checkpoints = Checkpoints(folder=folder, run=run_.fingerprint, cache=reader.root_digest, fsdp=config.machine.fsdp)
+    checkpoints = Checkpoints(
+        folder=folder,
+        run=run_.fingerprint,
+        cache=reader.root_digest,
+        further_caches=root_digests(run_.further),
+        fsdp=config.machine.fsdp,
+    )
     checkpoint = processes.of_first(lambda: checkpoints.newest(context.progress.message))
     first_step, history = (0, []) if checkpoint is None else (checkpoint.step, log_of(checkpoint.folder))
     if checkpoint is not None:
         context.progress.message(f"resuming from {checkpoint.folder.name} of run {run_.fingerprint[:12]}")
     context.progress.begin(f"train {config.train.student}", run_.steps, "steps", done=first_step)
     trains = not _is_over(config, run_, history, first_step)
-    provenance = provenance_of(config, context, reader, run_.fingerprint)
+    further = {cache.name: cache.reader for cache in run_.further}
+    provenance = provenance_of(config, context, reader, run_.fingerprint, further)
     if context.rank == 0:
         provenance = record_provenance(folder, provenance, trains=trains)
     if trains:
@@ -126,6 +131,7 @@ def _train_and_publish(
                 "precision": run_.precision,
                 "seconds": round(seconds_of(history), 1),
                 "data_wait": round(data_wait_of(history), 4),
+                **({"further_cache_root_digests": root_digests(run_.further)} if run_.further else {}),
             },
         )
     processes.wait()
@@ -139,39 +145,13 @@ def _is_over(config: Config, run_: TrainingRun, history: Log, step: int) -> bool
     return step == run_.steps or judge(rules, history).is_over
 
 
-def check_cache(config: Config, context: Context, reader: CacheReader) -> None:
-    """Refuse a cache whose `spec` is not that of the parameters, or whose content is not that of the files at hand.
-
-    Raises `storage.MismatchError` naming the fields and what to do.
-    """
-    differences = differing_fields(cache_spec(config), reader.description.spec)
-    if differences:
-        raise MismatchError(
-            f"{cache_name(context.artefacts)} was made with other parameters: {'; '.join(differences)}. Put these back in "
-            "params.yaml, or make a cache with the new ones where the teacher is: dvc repro cache-teacher",
-            differences,
-        )
-    found: dict[str, str] = {}
-    if context.artefacts.teacher.is_dir():
-        found["teacher"] = weights_digest(context.artefacts.teacher)
-    if context.artefacts.tokens.is_dir():
-        found.update(TokenStore.open(context.artefacts.tokens).content_digests())
-    content = {name: reader.description.content[name] for name in found}
-    differences = differing_fields(found, content)
-    if differences:
-        raise MismatchError(
-            f"{cache_name(context.artefacts)} was made from other files than the ones here: {'; '.join(differences)}; "
-            "run: pipeline cache-teacher",
-            differences,
-        )
-
-
 def check(config: Config, context: Context, *, initial_weights: bool = True) -> None:
     """Refuse now what `run` would refuse before its first step; `initial_weights` says whether they have to be there.
 
     Raises as `run` does.
     """
     reader = _fitting_cache(config, context)
+    further_caches(config, context, reader)
     if initial_weights:
         _initial_folder(config, context, reader)
 
@@ -182,12 +162,9 @@ def _fitting_cache(config: Config, context: Context) -> CacheReader:
     reader = open_cache(config, context, "train", "validation")
     check_cache(config, context, reader)
     check_inside(config, reader.description)
-    slots_for(reader, batch_plan(config, reader), wanted_by(config.train), _memory_bytes(config))
+    if config.train.ensemble is None:
+        slots_for(reader, batch_plan(config, reader), wanted_by(config.train), memory_bytes(config))
     return reader
-
-
-def _memory_bytes(config: Config) -> int:
-    return int(config.machine.shard_memory_gb * 2**30)
 
 
 def _initial_student(config: Config, context: Context, reader: CacheReader) -> PreTrainedModel:
@@ -242,6 +219,9 @@ def _train(
         context.progress.message(
             "train.tail is renormalise: the student is pulled to the top-k ids alone, far from the teacher; for comparison only"
         )
+    left_out = left_out_of_cosine(config, reader, run_.further)
+    if left_out is not None:
+        context.progress.message(left_out)
     teacher_head = Head.load(reader.folder) if train.reads_teacher_logits else None
     distiller = Distiller(
         student,
@@ -249,21 +229,10 @@ def _train(
         decoder_for(reader.description, "train"),
         teacher_head,
         teacher_width=reader.description.hidden_size,
+        further=[Teacher.of(cache, train) for cache in run_.further],
     )
     first_step = 0 if checkpoint is None else checkpoint.step
-    batches = PlannedBatches(
-        reader,
-        run_.plan,
-        wanted=wanted_by(train),
-        micro_batch_size=train.micro_batch_size,
-        first_step=first_step,
-        last_step=run_.steps,
-        rank=context.rank,
-        world_size=context.world_size,
-        memory_bytes=_memory_bytes(config),
-        shared_by=_shared_by(context, run_),
-        pin_memory=context.device != "cpu",
-    )
+    batches = batches_of(config, context, reader, run_, first_step)
     validation = Validation(train, reader, context, processes)
     arguments = training_arguments(config, context, run_, checkpoints.folder)
     if checkpoint is not None:  # a validation that was interrupted is made up for
@@ -296,14 +265,3 @@ def _train(
             )
         )
     return history
-
-
-def _shared_by(context: Context, run_: TrainingRun) -> SharedBy | None:
-    """The processes of this node, which read the cache by one loader; None where this one is alone."""
-    node = context.node
-    if node.size == 1:
-        return None
-    name = hashlib.sha256(f"{node.launch}/{run_.fingerprint}".encode()).hexdigest()[:16]
-    # A path of a Unix socket has some 100 characters at most, so it does not lie below the project.
-    address = Path(tempfile.gettempdir()) / f"teacher-cache-{os.getuid()}-{name}.sock"
-    return SharedBy(rank=node.rank, size=node.size, address=address)

@@ -84,6 +84,10 @@ class CacheReader:
         """`sequences`, `tokens`, `rows` and `masked` of one shard; `entries` and `draws` where rows differ in them."""
         return self._shard_manifest(shard).counts
 
+    def teacher_saw(self, shard: ShardId) -> str:
+        """SHA-256 of the tokens and masks of one shard: equal for caches of other teachers that saw the same."""
+        return self._shard_manifest(shard).teacher_saw
+
     def shard_figures(self, shard: ShardId) -> dict[str, Any]:
         """The figures that the writer recorded for a shard (retained mass, saturated gaps)."""
         return self._shard_manifest(shard).figures

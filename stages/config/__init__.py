@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from stages.config.base import build, merged, require, suggest, to_plain
+from stages.config.base import build, joined, merged, require, suggest, to_plain
 from stages.config.cache import RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
@@ -18,6 +18,7 @@ from stages.config.corpus import (
     TokenizeConfig,
     TrainTokenizerConfig,
 )
+from stages.config.ensemble import check_ensemble, check_ensemble_widths, check_teachers
 from stages.config.layers import RelationsConfig, check_inner_shapes
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.presets import PRESETS
@@ -55,6 +56,7 @@ __all__ = [
     "TrainTokenizerConfig",
     "ValidationConfig",
     "cache_spec",
+    "check_ensemble_widths",
     "check_student_shape",
     "check_teacher_layers",
     "load_config",
@@ -84,6 +86,8 @@ class Config:
     evaluate: EvaluateConfig
     machine: MachineConfig
     compare: CompareConfig | None = None
+    teachers: dict[str, TeacherConfig] | None = joined(None)  # noqa: RUF009  None
+    """Further teachers by name, for `train.ensemble`."""
 
     def __post_init__(self) -> None:
         require(bool(self.students), "students", {}, "at least one student")
@@ -94,10 +98,28 @@ class Config:
         check_objective(self.train, self.teacher.objective)
         check_metric(self.train.validation, self.teacher.objective)
         check_targets(self.train, self.cache)
+        check_teachers(self.teacher, self.teachers or {})
+        check_ensemble(self.train, self.teachers or {})
         if self.teacher.objective == "causal":
             self._check_causal_teacher()
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
+
+    def of_teacher(self, name: str) -> Config:
+        """The parameters with the further teacher `name` in the place of the main one, for making it and its cache.
+
+        All else that makes a cache is the same. Raises `ConfigError` for one that is not declared, and where the rest of the
+        parameters does not allow for it.
+        """
+        teachers = self.teachers or {}
+        if name not in teachers:
+            known = suggest(name, teachers) if teachers else "it declares none"
+            raise ConfigError(f"teacher {name!r} is not in teachers; {known}")
+        values = {field.name: getattr(self, field.name) for field in fields(Config)}
+        try:
+            return OfFurtherTeacher(**{**values, "teacher": teachers[name]})
+        except ConfigError as error:
+            raise ConfigError(f"teachers.{name}: {error}") from None
 
     def of_run(self, name: str, seed: int) -> Config:
         """The parameters of one run of the comparison: `compare.runs.<name>` over `train`, with this seed.
@@ -157,6 +179,12 @@ class Config:
                 self.cache.train_top_k,
                 f"at most the vocabulary (tokenize.train.vocabulary_size = {self.tokenize.train.vocabulary_size})",
             )
+        self._check_students(teacher)
+        check_teacher_layers(self.train, self.cache, teacher.layers)
+        self.cache.check_attention_layers(teacher.layers)
+
+    def _check_students(self, teacher: TrainTeacherConfig) -> None:
+        """Refuse students that cannot be made of a teacher of this shape."""
         for name, student in self.students.items():
             layers = student.layer_map or ()
             if student.initialise == "teacher":
@@ -169,8 +197,13 @@ class Config:
         check_student_shape(
             self, teacher_hidden_size=teacher.hidden_size, teacher_attention_heads=teacher.attention_heads
         )
-        check_teacher_layers(self.train, self.cache, teacher.layers)
-        self.cache.check_attention_layers(teacher.layers)
+
+
+class OfFurtherTeacher(Config):
+    """Parameters in which one of `teachers` stands in the place of the main teacher, which students are made of."""
+
+    def _check_students(self, teacher: TrainTeacherConfig) -> None:
+        """Nothing: none of them is made of this one."""
 
 
 def check_student_shape(config: Config, *, teacher_hidden_size: int, teacher_attention_heads: int | None) -> None:

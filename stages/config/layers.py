@@ -141,10 +141,10 @@ def check_inner_shapes(
 ) -> None:
     """Refuse losses that a student of this shape does not fit. Raises `ConfigError` naming the key, and what to do.
 
-    `attention_heads` are None where a family knows none.
+    `attention_heads` are None where a family knows none. The widths of an ensemble's teachers are `check_ensemble_widths`' business.
     """
     weights = train.weights
-    if train.reads_states and not train.hidden_projection:
+    if train.reads_states and not train.hidden_projection and train.ensemble is None:
         term = "cos" if weights.cos > 0 else "hidden"
         require(
             hidden_size == teacher_hidden_size,

@@ -121,8 +121,8 @@ class TeacherConfig:
 class StudentConfig:
     """Stage `init-student`: one entry of the map `students`."""
 
-    architecture: Literal["distilbert", "same"]
-    """`distilbert`: of a BERT. `same`: the teacher's own class, with fewer blocks."""
+    architecture: Literal["distilbert", "same", "bilstm"]
+    """`distilbert`: of a BERT. `same`: the teacher's own class, with fewer blocks. `bilstm`: two LSTMs per block."""
     initialise: Literal["teacher", "random"]
     layers: int
     dropout: float
@@ -134,6 +134,8 @@ class StudentConfig:
     """null: as the teacher. Another size needs `initialise: random`, and no cosine loss."""
     attention_heads: int | None = None
     feed_forward_size: int | None = None
+    lstm_size: int | None = joined(None)
+    """State of one direction of a bilstm; null: half its hidden size."""
 
     def __post_init__(self) -> None:
         require(self.layers >= 1, "students.*.layers", self.layers, "1 or more")
@@ -158,3 +160,15 @@ class StudentConfig:
                 value,
                 "null, as initialise is teacher",
             )
+        self._check_lstm()
+
+    def _check_lstm(self) -> None:
+        """A BiLSTM has neither attention nor a feed-forward layer, and no block of a teacher's; only it has an LSTM."""
+        is_lstm = self.architecture == "bilstm"
+        require(
+            self.lstm_size is None or self.lstm_size >= 1, "students.*.lstm_size", self.lstm_size, "null or 1 and more"
+        )
+        foreign = ("layer_map", "attention_heads", "feed_forward_size") if is_lstm else ("lstm_size",)
+        for name in foreign:
+            value = getattr(self, name)
+            require(value is None, f"students.*.{name}", value, f"null, as architecture is {self.architecture}")

@@ -108,6 +108,9 @@ class TrainConfig:
     compile: bool = joined(False)
     """torch.compile for the student's encoder: minutes at the start, then faster on a GPU."""
     validation: ValidationConfig = joined(ValidationConfig())  # noqa: RUF009  it is frozen
+    ensemble: dict[str, float] | None = joined(None)  # noqa: RUF009  None
+    """The share of each teacher that the student learns from: `teacher`, the main one, and names in `teachers`; null: the main one
+    alone. They sum to 1, so that the scale of the losses is that of `weights`."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "checkpoint_steps", "log_steps"):
@@ -146,6 +149,19 @@ class TrainConfig:
             f"a divisor of train.batch_size ({self.batch_size})",
         )
         check_inner_losses(self)
+        self._check_shares()
+
+    def _check_shares(self) -> None:
+        shares = self.ensemble or {}
+        for name, share in shares.items():
+            require(0 <= share <= 1, f"train.ensemble.{name}", share, "0 <= x <= 1")
+        total = sum(shares.values())
+        require(
+            not shares or math.isclose(total, 1, abs_tol=1e-6),
+            "train.ensemble",
+            dict(shares),
+            f"shares that sum to 1 (these to {total:g}): how much the teachers count together is what train.weights say",
+        )
 
     def _check_warmup(self) -> None:
         require(

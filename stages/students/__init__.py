@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import set_seed
 
+from stages import bilstm
 from stages.config import StudentConfig
 from stages.config.base import refuse
 from stages.model_config import Objective, class_name
@@ -52,6 +53,7 @@ class Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": Architecture(build=distilbert.build, copy=distilbert.copy, title="a DistilBERT"),
     "same": Architecture(build=same.build, copy=same.copy, title=None),
+    "bilstm": Architecture(build=bilstm.build, copy=bilstm.copy, title="a BiLSTM"),
 }
 """By `students.NAME.architecture`."""
 

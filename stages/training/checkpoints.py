@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,8 @@ class Checkpoints:
     """Fingerprint of the run."""
     cache: str
     """Root digest of the cache that it trains from."""
+    further_caches: Mapping[str, str] = field(default_factory=dict)
+    """Those of the caches of the other teachers of an ensemble, by name."""
     fsdp: bool = False
     """Whether the optimizer's state is written as FSDP has it."""
     kept: int = 2
@@ -94,6 +96,7 @@ class Checkpoints:
         record = {
             "run": self.run,
             "cache_root_digest": self.cache,
+            **({"further_cache_root_digests": dict(self.further_caches)} if self.further_caches else {}),
             "step": checkpoint.step,
             "processes": checkpoint.processes,
             "fsdp": self.fsdp,
@@ -121,6 +124,7 @@ class Checkpoints:
         try:
             record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             run, cache, fsdp, files = record["run"], record["cache_root_digest"], record["fsdp"], record["files"]
+            further: dict[str, str] = record.get("further_cache_root_digests", {})
             checkpoint = Checkpoint(
                 folder=folder,
                 step=record["step"],
@@ -129,7 +133,12 @@ class Checkpoints:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _DamagedError(f"{RECORD} cannot be read: {error}") from error
-        for what, found, expected in (("run", run, self.run), ("cache", cache, self.cache)):
+        belongs = [("run", run, self.run), ("cache", cache, self.cache)]
+        belongs += [
+            (f"cache of {name}", further.get(name, "none"), self.further_caches.get(name, "none"))
+            for name in sorted({*further, *self.further_caches})
+        ]
+        for what, found, expected in belongs:
             if found != expected:
                 raise InputError(
                     f"{folder} belongs to another {what} ({found[:12]}, in its {RECORD}); expected {expected[:12]}; put it back where "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from stages.attention_vectors import AttentionTaps
 from stages.batches import Batch, TargetDecoder, Wanted
 from stages.config import TrainConfig
 from stages.heads import Head, filled
-from stages.losses import HiddenTargets, Targets, distillation_loss
+from stages.losses import distillation_loss
 from stages.models import encoder_states
 from stages.training.inner_terms import (
     AttentionTerm,
     Counts,
+    EnsembleCosineTerm,
     Inside,
     RelationsTerm,
     StatesTerm,
@@ -24,6 +26,7 @@ from stages.training.inner_terms import (
     new_projection,
 )
 from stages.training.prepare_student import prepare_student
+from stages.training.teachers import Teacher, Teachers, main_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +49,7 @@ def wanted_by(config: TrainConfig) -> Wanted:
 
 
 class Distiller(nn.Module):
-    """The student and what its loss needs of the teacher: a frozen head, or nothing."""
+    """The student and what its loss needs of its teachers."""
 
     def __init__(
         self,
@@ -56,8 +59,9 @@ class Distiller(nn.Module):
         teacher_head: Head | None,
         *,
         teacher_width: int | None = None,
+        further: Sequence[Teacher] = (),
     ) -> None:
-        """`teacher_width`: of its hidden states; None is that of the student.
+        """`teacher_width`: of its hidden states; None is that of the student. `further`: the other teachers of an ensemble.
 
         Raises `ConfigError` where the student lacks what the parameters are about.
         """
@@ -66,7 +70,7 @@ class Distiller(nn.Module):
         prepare_student(student, config)
         self._config = config
         self._decoder = decoder
-        self._teacher_head = teacher_head
+        self._teachers = Teachers([Teacher(decoder, teacher_head, share=main_share(config)), *further])
         self._predicted = "clm" if decoder.objective == "causal" else "mlm"
         self.hidden_projection: nn.Linear | None = None
         """Trained with the student and left behind."""
@@ -82,7 +86,9 @@ class Distiller(nn.Module):
 
     def _inner_terms(self) -> list[Term]:
         config, weights, terms = self._config, self._config.weights, list[Term]()
-        if config.reads_states:
+        if config.ensemble is not None and config.reads_states:
+            terms.append(EnsembleCosineTerm(config, self._decoder, self._teachers))
+        elif config.reads_states:
             terms.append(StatesTerm(config, self._decoder, self.student, self.hidden_projection))
         if weights.relations > 0:
             terms.append(RelationsTerm(config, self._decoder, self.student))
@@ -103,7 +109,7 @@ class Distiller(nn.Module):
         """Loss and parts (as `PARTS`) of a micro-batch; `counts` f4 (2,): positions and labelled rows of the whole optimizer step."""
         config, weights = self._config, self._config.weights
         inside = self._inside(batch)
-        rows, teacher_hidden = inside.rows, inside.teacher_hidden
+        rows = inside.rows
         head = Head.of(self.student)
         weight, bias = head.projection
         of_step = Counts(*counts.clamp_min(1).unbind())
@@ -118,7 +124,7 @@ class Distiller(nn.Module):
             weight,
             bias,
             labels=batch["labels"],
-            targets=self._targets(of_kd, teacher_hidden),
+            targets=self._teachers.targets(of_kd, inside.teacher_hidden, config),
             temperature=config.temperature,
             kd_scale=weights.kd * unit / kd_count,
             mlm_scale=(weights.mlm + weights.clm) * unit / label_count,
@@ -140,7 +146,6 @@ class Distiller(nn.Module):
 
     def _inside(self, batch: Batch) -> Inside:
         """One forward pass of the student's encoder, and what the terms read of it."""
-        teacher_hidden = self._decoder.hidden(batch) if "hidden" in batch else None
         with nullcontext() if self._taps is None else self._taps:
             last, states = encoder_states(self.student, batch["input_ids"], batch["attention_mask"], self._layers)
         index = batch["row_index"]
@@ -148,7 +153,7 @@ class Distiller(nn.Module):
             rows=last.flatten(0, 1)[index],
             states={layer: state.flatten(0, 1)[index] for layer, state in states.items()},
             vectors=self._taps,
-            teacher_hidden=teacher_hidden,
+            teacher_hidden=self._teachers.hidden(batch),
         )
 
     @staticmethod
@@ -161,24 +166,3 @@ class Distiller(nn.Module):
         device = count.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         return count if half else 1.0
-
-    def _targets(self, batch: Batch, teacher_hidden: Tensor | None) -> Targets | None:
-        config = self._config
-        if config.reads_teacher_logits:
-            if self._teacher_head is None or teacher_hidden is None:
-                raise ValueError("kd_source hidden needs the cached head and hidden states")
-            self._teacher_head = _where_it_is_used(self._teacher_head, teacher_hidden.device)
-            return HiddenTargets(teacher_hidden[: len(batch["row_index"])], self._teacher_head)
-        if config.weights.kd == 0:
-            return None
-        if config.reads_draws:
-            return self._decoder.draws(batch, config.temperature)
-        return self._decoder.top_k(batch, config.temperature, renormalise=config.tail == "renormalise")
-
-
-def _where_it_is_used(head: Head, device: torch.device) -> Head:
-    """The frozen head on the device, its projection in the dtype that it is computed in; itself where that is so."""
-    weight = head.projection[0]
-    autocast = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
-    return head if (weight.device, weight.dtype) == (device, dtype) else head.to(device).projecting_in(dtype)

@@ -7,7 +7,7 @@ is the distiller's (stages/losses.py says how).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,7 @@ from stages.config.base import require
 from stages.hidden_losses import squared_difference_sum
 from stages.losses import cosine_loss_sum
 from stages.relations import attention_loss_sum, laid_out, relation_loss_sum
+from stages.training.teachers import Teachers
 from storage import PartName
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Inside:
-    """What a forward pass of the student left, and the decoded last hidden state of the teacher."""
+    """What a forward pass of the student left, and the decoded last hidden states of its teachers."""
 
     rows: Tensor
     """(R, H): the last layer's state, which the head reads, at the rows of the batch."""
@@ -57,8 +58,8 @@ class Inside:
     """(R, H) of each layer that a term asked for."""
     vectors: AttentionTaps | None
     """Queries, keys or values (S, L, W) by part and block, counted from 1; None where no term asked for any."""
-    teacher_hidden: Tensor | None
-    """f4 (R, H'); None where no loss reads it."""
+    teacher_hidden: Sequence[Tensor | None]
+    """f4 (R, H') of each teacher; None where no loss reads it."""
 
 
 class Term(ABC):
@@ -102,7 +103,7 @@ class StatesTerm(Term):
         of_cos, cos_count = counts.of_rows(self._config.cos_positions, batch)
         for ours, theirs in self._pairs:
             student = inside.rows if ours is None else inside.states[ours]
-            teacher = inside.teacher_hidden if theirs is None else self._decoder.hidden(batch, theirs)
+            teacher = inside.teacher_hidden[0] if theirs is None else self._decoder.hidden(batch, theirs)
             assert teacher is not None
             if self._projection is not None:
                 student = self._projection(student)
@@ -113,6 +114,24 @@ class StatesTerm(Term):
                 found["hidden"].append(squared_difference_sum(student, teacher, self._decoder.row_weights(batch)))
         count = {"cos": cos_count, "hidden": counts.positions}
         return {name: Sum(_added(values), count[name] * len(values)) for name, values in found.items() if values}
+
+
+class EnsembleCosineTerm(Term):
+    """`cos` of several teachers: by their shares, the cosines with those whose last hidden states have the student's width."""
+
+    def __init__(self, config: TrainConfig, decoder: TargetDecoder, teachers: Teachers) -> None:
+        self._config, self._decoder, self._teachers = config, decoder, teachers
+
+    def sums(self, batch: Batch, inside: Inside, counts: Counts) -> dict[str, Sum]:
+        """As `Term.sums`."""
+        of_cos, count = counts.of_rows(self._config.cos_positions, batch)
+        rows = inside.rows[: len(of_cos["row_index"])]
+        row_weights = self._decoder.row_weights(of_cos)
+        values = [
+            share * cosine_loss_sum(rows, hidden[: len(rows)], row_weights)
+            for share, hidden in self._teachers.with_width(inside.teacher_hidden, rows.shape[-1])
+        ]
+        return {"cos": Sum(_added(values), count)}
 
 
 class RelationsTerm(Term):

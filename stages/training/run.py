@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from stages.config.base import refuse
 from stages.context import Context
 from stages.device import Precision, resolve_precision
 from stages.models import weights_digest
+from stages.training.teachers import FurtherCache, root_digests
 from storage import CacheReader, canonical_json
 
 LOSS_VERSION = 5
@@ -32,10 +34,17 @@ class TrainingRun:
     accumulation: int
     warmup_steps: int
     precision: Precision
+    further: tuple[FurtherCache, ...] = ()
+    """The caches of the other teachers of an ensemble."""
 
 
-def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingRun:
-    """The run of these parameters. Raises `ConfigError` for what the processes cannot share, or the device not compute."""
+def plan_run(
+    config: Config, context: Context, reader: CacheReader, further: Sequence[FurtherCache] = ()
+) -> TrainingRun:
+    """The run of these parameters from these caches.
+
+    Raises `ConfigError` for what the processes cannot share, or the device not compute.
+    """
     train = config.train
     per_pass = train.micro_batch_size * context.world_size
     if train.batch_size % per_pass:
@@ -69,6 +78,8 @@ def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingR
         "device": torch.device(context.device).type,
         "versions": {"loss": LOSS_VERSION, "torch": torch.__version__, "transformers": transformers.__version__},
     }
+    if further:
+        identity["further_caches"] = root_digests(further)
     fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
     return TrainingRun(
         fingerprint=fingerprint,
@@ -78,6 +89,7 @@ def plan_run(config: Config, context: Context, reader: CacheReader) -> TrainingR
         accumulation=train.batch_size // per_pass,
         warmup_steps=train.warmup(steps),
         precision=precision,
+        further=tuple(further),
     )
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from stages.batches import Batch, PlannedBatches
+from stages.batches.joined import JoinedBatches
 from stages.errors import SaidElsewhere, StageError
 from stages.training.checkpoints import (
     Checkpoint,
@@ -44,7 +45,7 @@ class DistillationTrainer(Trainer):
         self,
         distiller: Distiller,
         args: TrainingArguments,
-        batches: PlannedBatches,
+        batches: PlannedBatches | JoinedBatches,
         validation: Validation,
         *,
         checkpoints: Checkpoints,

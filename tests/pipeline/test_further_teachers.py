@@ -1,0 +1,133 @@
+"""The commands for several teachers, as the recipe's dvc.yaml has them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from pipeline.cli import cli
+from storage import CacheReader
+from tests.pipeline.repository import Repository
+from tests.stages.ensembles import with_second
+from tests.storage.damage import chunk_file, flip_a_bit
+from tests.tiny import ROOT, tiny_params, write_project
+
+RECIPE = ROOT / "recipes" / "ensemble"
+
+
+def pipeline(folder: Path, *arguments: str):
+    """Run a command in this process."""
+    return CliRunner().invoke(cli, [*arguments, "--project", str(folder)])
+
+
+def stages_of(parameters) -> dict[str, dict]:
+    """The recipe's stages with their `${...}` filled in, in the order in which they stand there."""
+    found = {}
+    for name, stage in yaml.safe_load((RECIPE / "dvc.yaml").read_text())["stages"].items():
+        for key in parameters[stage["foreach"][2:-1]] if "foreach" in stage else [None]:
+            text = json.dumps(stage.get("do", stage)).replace("${key}", str(key))
+            text = text.replace("${train.student}", parameters["train"]["student"])
+            found[name if key is None else f"{name}@{key}"] = json.loads(text)
+    return found
+
+
+def paths(entries) -> set[str]:
+    return {next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project in which every command of the recipe was run; before and after each, what it reads and writes was there."""
+    folder = write_project(tmp_path_factory.mktemp("recipe") / "project", **with_second())
+    for name, stage in stages_of(tiny_params(**with_second())).items():
+        assert all((folder / dep).exists() for dep in paths(stage.get("deps", ()))), name
+        done = pipeline(folder, *stage["cmd"].split()[1:])
+        assert done.exit_code == 0, f"{name}: {done.output}"
+        written = paths([*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())])
+        assert all((folder / path).exists() for path in written), name
+    return folder
+
+
+@pytest.fixture
+def project(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "project")
+
+
+def test_the_recipes_commands_go_from_text_to_an_evaluated_student_of_both_teachers(made):
+    trained = json.loads((made / "runs" / "train.json").read_text())
+    assert trained["further_cache_root_digests"].keys() == {"second"}
+    assert trained["last"]["kd"] > 0
+    teachers = [json.loads((made / "runs" / f"{name}.json").read_text()) for name in ("teacher", "teacher-second")]
+    assert teachers[0]["parameters"] < teachers[1]["parameters"]
+    assert json.loads((made / "runs" / "evaluation.json").read_text())["kl_masked"] > 0
+
+
+def test_a_further_teachers_cache_is_looked_at_and_verified_by_name(made):
+    info = json.loads(pipeline(made, "cache", "info", "--json", "--teacher", "second").stdout)
+    assert info["spec"]["teacher"]["train"]["layers"] == 3
+    found = json.loads(
+        pipeline(made, "cache", "verify", "--json", "--teacher", "second", "--against-teacher", "4").stdout
+    )
+    assert found["problems"] == []
+    assert found["against_teacher"]["within"]
+
+
+def test_a_further_teachers_cache_is_repaired_by_name(project):
+    cache = project / "cache" / "teachers" / "second" / "current"
+    before = CacheReader(cache).root_digest
+    flip_a_bit(chunk_file(cache, "hidden"), 100)
+    assert pipeline(project, "cache", "verify", "--teacher", "second").exit_code == 1
+    assert pipeline(project, "cache", "verify").exit_code == 0
+    done = pipeline(project, "cache", "repair", "--teacher", "second")
+    assert done.exit_code == 0, done.output
+    assert CacheReader(cache).root_digest == before
+
+
+def test_a_finished_cache_of_a_further_teacher_is_left_alone_and_pushed_and_pulled_by_name(project, tmp_path):
+    done = pipeline(project, "cache-teacher", "--teacher", "second")
+    assert re.search("cache/teachers/second/current already holds this cache", done.stderr)
+    cache, root = project / "cache" / "teachers" / "second" / "current", f"file://{tmp_path / 'root'}"
+    digest = CacheReader(cache).root_digest
+    assert pipeline(project, "cache", "push", root, "--teacher", "second").exit_code == 0
+    shutil.rmtree(cache)
+    assert pipeline(project, "cache", "pull", root, "--teacher", "second").exit_code == 0
+    assert CacheReader(cache).root_digest == digest
+
+
+def test_both_caches_are_read_at_a_root(project, tmp_path):
+    root = f"file://{tmp_path / 'root'}"
+    before = (project / "models" / "student" / "model.safetensors").read_bytes()
+    for name in (["--teacher", "second"], []):
+        done = pipeline(project, "cache-teacher", "--root", root, *name)
+        assert done.exit_code == 0, done.output
+    for gone in ("cache/current", "cache/teachers/second/current", "checkpoints", "models/student"):
+        shutil.rmtree(project / gone)
+    done = pipeline(project, "train-student", "--root", root)
+    assert done.exit_code == 0, done.output
+    assert (project / "models" / "student" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["teacher", "secnd"], ["cache-teacher", "--teacher", "secnd"]])
+def test_a_teacher_that_is_not_declared_is_refused_with_the_one_that_is(made, command):
+    done = pipeline(made, *command)
+    assert done.exit_code == 2
+    assert "error: teacher 'secnd' is not in teachers; did you mean second?" in done.stderr
+
+
+def test_dvc_makes_the_assistant_before_what_it_teaches(tmp_path):
+    repository = Repository(tmp_path / "both")
+    for project, files in (("assistant", ROOT), ("student", ROOT / "recipes" / "teacher-assistant")):
+        (repository.folder / project).mkdir(parents=True)
+        for name in ("params.yaml", "dvc.yaml"):
+            shutil.copy(files / name, repository.folder / project / name)
+    repository.git("init", "-q")
+    repository.dvc("init", "-q")
+    graph = repository.dvc("dag", "--mermaid", "student/dvc.yaml:evaluate").stdout
+    number = {name: node for node, name in re.findall(r'(node\d+)\["([^"]+)"\]', graph)}
+    after = {tuple(arrow) for arrow in re.findall(r"(node\d+)-->(node\d+)", graph)}
+    for stage in ("tokenize", "teacher"):
+        assert (number["assistant/dvc.yaml:train-student"], number[f"student/dvc.yaml:{stage}"]) in after
