@@ -12,8 +12,8 @@ from stages.config.base import refuse, require
 from stages.model_config import ModelShape
 from storage import CacheDescription
 
-_ROTATED = ("rope_", "rotary_", "relative_attention")
-"""How settings of families begin whose attention scores are not made of queries and keys alone."""
+_ROTATED = ("rope_", "rotary_")
+"""How settings of families begin that rotate queries and keys; those with `relative_attention` add to their product."""
 
 
 def check_inside(config: Config, description: CacheDescription) -> None:
@@ -53,6 +53,9 @@ def _not_scores(teacher_config: Mapping[str, Any], widths: Mapping[Any, int]) ->
     """Why the product of queries and keys is not what the attention of this teacher is made of; None where it is."""
     if widths["queries"] != widths["keys"]:
         return "shares keys among heads"
-    if any(value and name.startswith(_ROTATED) for name, value in teacher_config.items()):
+    if any(
+        name.startswith(_ROTATED) or (value and name.startswith("relative_attention"))
+        for name, value in teacher_config.items()
+    ):
         return "has positions in its attention: scores are not the products of queries and keys alone"
     return None

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoConfig
 
 from stages import cache_teacher, init_student, teacher
 from stages.batch_plan import BatchPlan
@@ -348,11 +349,13 @@ def test_a_projection_begins_as_the_identity_or_as_an_orthogonal_matrix_of_the_s
     assert projection(student="half", weights={"cos": 0.0}) is None
 
 
-def test_attention_of_families_whose_scores_are_not_of_queries_and_keys_alone_is_refused(masked):
+@pytest.mark.parametrize("kind", ["llama", "modernbert", "mpnet", "roformer"])
+def test_attention_of_families_whose_scores_are_not_of_queries_and_keys_alone_is_refused(masked, kind):
     description = masked.reader.description
     config = load_config(tiny_params(train=EVERY_TERM, cache=LOSSLESS, students=STUDENTS))
     check_inside(config, description)
-    rotated = tiny_model("llama", num_hidden_layers=2, hidden_size=32).config.to_dict()
-    message = r"train.weights.attention is 0.7; allowed: 0, as llama has positions in its attention"
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
+    other = AutoConfig.for_model(kind, **shape).to_dict()
+    message = rf"train.weights.attention is 0.7; allowed: 0, as {kind} has positions in its attention"
     with pytest.raises(ConfigError, match=message):
-        check_inside(config, dataclasses.replace(description, teacher_config=rotated))
+        check_inside(config, dataclasses.replace(description, teacher_config=other))
