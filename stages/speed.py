@@ -37,7 +37,7 @@ def compare_speed(
 ) -> dict[str, Any]:
     """The content of `runs/speed-NAME.json` for two float32 models, both on the CPU; `*_bytes` are those of their weights on disk.
 
-    Timed is the encoder's forward pass, the part that any use downstream runs, on `sequence_tokens` tokens without padding:
+    Timed is the base model's forward pass, the part that any use downstream runs, on `sequence_tokens` tokens without padding:
     `latency_ms` at batch 1 and `sequences_per_second` at `batch_size`, medians over `rounds` or more, on the CPU (`cpu`) and,
     where `context.device` is a GPU, on that too (`cuda`). `ratio` is student / teacher.
 
