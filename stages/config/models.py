@@ -131,7 +131,7 @@ class StudentConfig:
     layer_map: tuple[int, ...] | None = None
     """Teacher block copied into each student block, counted from 0; null spreads them as DistilBERT did (12 -> 6: 0 2 4 7 9 11)."""
     hidden_size: int | None = None
-    """null: as the teacher. Another size needs `initialise: random`, and no cosine loss."""
+    """null: as the teacher. Another size needs `initialise: random`, and for losses on hidden states `train.hidden_projection`."""
     attention_heads: int | None = None
     feed_forward_size: int | None = None
     lstm_size: int | None = joined(None)
