@@ -8,7 +8,8 @@ belongs to, and size and digest of every file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stages.errors import InputError
+from stages.errors import InputError, StageError
 from storage.files import discard, sha256_file, sync_folder, sync_tree, write_durably
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 RECORD = "run.json"
 _DRAFT = ".tmp-draft"
 _BESIDE = "beside.safetensors"
+_OF_TORCHS_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+"""What stands in the errors of `torch.save` that are about its file."""
 _STUDENT = "student."
 """What the names of its tensors begin with in a distiller."""
 
@@ -235,3 +238,18 @@ def log_of(checkpoint: Path) -> list[dict[str, float]]:
     state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     log: list[dict[str, float]] = state["log_history"]
     return log
+
+
+@contextmanager
+def said_where_not_written(step: int, folder: Path) -> Iterator[None]:
+    """Raise `StageError` where a checkpoint cannot be written into `folder`: of a full disk torch and safetensors speak differently."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = str(error).strip().split("\n")[0]
+        if isinstance(error, RuntimeError) and not any(name in said for name in _OF_TORCHS_WRITER):
+            raise
+        raise StageError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({said}); make room there and run the same command again: "
+            "it resumes from the checkpoint before it"
+        ) from error

@@ -27,6 +27,7 @@ from stages.training.checkpoints import (
     LogState,
     load_beside,
     load_weights,
+    said_where_not_written,
     save_beside,
     split_state,
 )
@@ -188,7 +189,8 @@ class DistillationTrainer(Trainer):
         if first:
             discard(self._checkpoints.draft)  # of a killed process
         self._processes.wait()
-        super()._save_checkpoint(model, trial)
+        with said_where_not_written(step, self._checkpoints.folder):
+            super()._save_checkpoint(model, trial)
         self._processes.wait()  # each has written the state of its random numbers
         if first:
             checkpoint = Checkpoint(
@@ -197,7 +199,8 @@ class DistillationTrainer(Trainer):
                 processes=self._processes.size,
                 log=log,
             )
-            self._checkpoints.publish(checkpoint, best_step=self._validation.kept_step(self.state.log_history))
+            with said_where_not_written(step, self._checkpoints.folder):
+                self._checkpoints.publish(checkpoint, best_step=self._validation.kept_step(self.state.log_history))
         self._processes.wait()  # one that ends before would have torchrun end the first one, too
         self._saved_step = step
         self._away_s += time.monotonic() - started
@@ -205,7 +208,7 @@ class DistillationTrainer(Trainer):
     def _save_and_end(self, error: Exception | None) -> Never:
         """End with this process's error, or with that of another; what is done is saved, where that is possible."""
         if self.state.global_step > self._saved_step:
-            with suppress(OSError):  # then there is the checkpoint before this one
+            with suppress(StageError):  # then there is the checkpoint before this one
                 self._save_checkpoint(self.model_wrapped, None)
         raise SaidElsewhere if error is None else error
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import resource
 import shutil
 
 import pytest
@@ -381,3 +382,26 @@ def test_initial_weights_that_were_made_for_another_teacher_are_refused(copy_cac
     message = r"was made for another teacher: its vocabulary is 40 and its hidden size 16; expected 120 and 32, as cache/current"
     with pytest.raises(InputError, match=message):
         project.run(train_student)
+
+
+@pytest.mark.parametrize("first_too_large", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_said_and_the_one_before_it_is_resumed(ready, first_too_large):
+    project = ready(train={"steps": 4, "checkpoint_steps": 2})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullDisk(Silent):
+        def advance(self, *_, **__):
+            for file in project.artefacts.checkpoints.glob(f"*/checkpoint-2/{first_too_large}"):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size - 1, limits[1]))
+
+    try:
+        with pytest.raises(
+            StageError, match=r"the checkpoint of step 4 cannot be written to .*; make room there"
+        ) as said:
+            project.run(train_student, context=Context(artefacts=project.artefacts, progress=FullDisk()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(said.value)
+    assert newest_checkpoint(project).name == "checkpoint-2"
+    project.run(train_student)
+    assert json.loads((project.artefacts.runs / "train.json").read_text())["steps"] == 4
