@@ -25,7 +25,7 @@ from stages.models import (
 from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
 from stages.speed import MAX_TOKENS, compare_speed
-from stages.students import build_student, copy_teacher, inputs_of, layer_map
+from stages.students import build_student, copied_blocks, copy_teacher, in_words, inputs_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ def run(config: Config, context: Context, name: str) -> None:
     rows["weights from"] = (
         f"random, seed {student.seed}"
         if student.initialise == "random"
-        else f"teacher blocks {', '.join(map(str, layer_map(student, name, shape.layers)))}"
+        else f"the teacher's {in_words(copied_blocks(student, name, shape.layers))}"
     )
     context.progress.summary(f"student {name}", rows)
 
@@ -79,7 +79,7 @@ def write_initial_weights(config: Config, context: Context, name: str) -> None:
     teacher_config, tokenizer_folder = _teacher_shape(config, context, name)
     model = build_student(student, name, teacher_config, objective)
     if student.initialise == "teacher":
-        blocks = layer_map(student, name, ModelShape.of(teacher_config).layers)
+        blocks = copied_blocks(student, name, ModelShape.of(teacher_config).layers)
         copy_teacher(student, model, _teacher(artefacts.teacher, objective), blocks)
     positions = ModelShape.of(model.config.to_dict()).positions
     if positions is not None and positions < config.tokenize.sequence_tokens:

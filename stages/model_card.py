@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from stages.config.ensemble import MAIN
 from stages.config.layers import Pairs
 from stages.figures import LABELS
 from stages.model_config import ModelShape
-from stages.students import kind_of, layer_map
+from stages.students import copied_blocks, in_words, kind_of
 from storage import CacheReader
 
 TEMPLATE = "model_card.md.j2"
@@ -69,8 +69,7 @@ def model_card(
         eval_results=list(_eval_results(corpus, figures["validation"], TASKS[objective])),
     )
     teacher_layers = ModelShape.of(description.teacher_config).layers
-    is_lstm = student.architecture == KIND
-    copied = layer_map(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
+    copied = copied_blocks(student, config.train.student, teacher_layers) if student.initialise == "teacher" else None
     template = _environment().get_template(TEMPLATE)
     body = template.render(
         config=config,
@@ -93,8 +92,8 @@ def model_card(
         corpus=_corpus(corpus),
         hidden_size=student.hidden_size or description.hidden_size,
         blocks=copied,
-        copied=_copied(copied, is_lstm=is_lstm),
-        how_to_load=HOW_TO_LOAD if is_lstm else None,
+        copied=None if copied is None else in_words(copied),
+        how_to_load=HOW_TO_LOAD if student.architecture == KIND else None,
         loss=_loss(config),
         judged_by=LABELS[config.train.validation.metric],
     )
@@ -151,15 +150,6 @@ def _corpus(corpus: CorpusConfig) -> str:
     else:
         source = "local text files"
     return f"the first {corpus.max_documents:,} documents of {source}" if corpus.max_documents else source
-
-
-def _copied(blocks: Sequence[int] | None, *, is_lstm: bool) -> str | None:
-    """What a student's initial weights have of its teacher's; None for random ones."""
-    if blocks is None:
-        return None
-    if is_lstm:
-        return "embeddings and head"
-    return f"embeddings, head and block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
 def _teacher(teacher: TeacherConfig) -> str:

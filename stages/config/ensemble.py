@@ -17,6 +17,9 @@ TERMS = ("kd", "mlm", "clm", "cos", "mse")
 """Losses that an ensemble has: those that read one state or distribution per position, whatever the teacher's depth."""
 
 
+_ONE_TEACHER = "as train.ensemble is set: layers and widths are compared with those of one teacher"
+
+
 def check_teachers(teacher: TeacherConfig, teachers: Mapping[str, TeacherConfig]) -> None:
     """Refuse names that are no names of folders, or taken, and teachers that predict other tokens. Raises `ConfigError`."""
     for name, further in teachers.items():
@@ -50,20 +53,16 @@ def check_ensemble(train: TrainConfig, teachers: Mapping[str, TeacherConfig]) ->
         dict(ensemble),
         f"{MAIN}, whose cache has the student's inputs and labels (0.0 where it is not to be learned from), and one or more of teachers",
     )
+    require(
+        train.layer_map is None, "train.layer_map", [list(p) for p in train.layer_map or ()], f"null, {_ONE_TEACHER}"
+    )
+    require(not train.hidden_projection, "train.hidden_projection", True, f"false, {_ONE_TEACHER}")
     for name in train.weights.used:
         require(
             name in TERMS,
             f"train.weights.{name}",
             getattr(train.weights, name),
             f"0, as train.ensemble is set: an ensemble has the losses {', '.join(TERMS)}",
-        )
-    for key, alone in (("layer_map", None), ("hidden_projection", False)):
-        value = getattr(train, key)
-        require(
-            value == alone,
-            f"train.{key}",
-            value,
-            f"{'null' if alone is None else 'false'}, as train.ensemble is set: the cosine is that of the last layers",
         )
 
 

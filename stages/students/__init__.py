@@ -6,7 +6,7 @@ they meet, and all that another one has to be entered into.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ __all__ = [
     "INPUTS",
     "Architecture",
     "build_student",
+    "copied_blocks",
     "copy_teacher",
+    "in_words",
     "inputs_of",
     "kind_of",
     "layer_map",
@@ -48,12 +50,14 @@ class Architecture:
     """Copies into a student, from a teacher, the blocks of these numbers and all that is no block; None: its weights are random."""
     title: str | None
     """What a model card calls it; None: by its teacher's class."""
+    copies_blocks: bool = True
+    """Whether `copy` takes blocks, and not only what is around them."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": Architecture(build=distilbert.build, copy=distilbert.copy, title="a DistilBERT"),
     "same": Architecture(build=same.build, copy=same.copy, title=None),
-    "bilstm": Architecture(build=bilstm.build, copy=bilstm.copy, title="a BiLSTM"),
+    bilstm.KIND: Architecture(build=bilstm.build, copy=bilstm.copy, title="a BiLSTM", copies_blocks=False),
 }
 """By `students.NAME.architecture`."""
 
@@ -92,6 +96,21 @@ def copy_teacher(
     copy = ARCHITECTURES[student.architecture].copy
     assert copy is not None, "build_student has refused it"
     copy(model, teacher, blocks)
+
+
+def copied_blocks(student: StudentConfig, name: str, teacher_layers: int) -> tuple[int, ...]:
+    """The teacher's blocks that `copy_teacher` puts into the student; none for one that has no place for them.
+
+    Raises `ConfigError` for blocks that the teacher does not have.
+    """
+    return layer_map(student, name, teacher_layers) if ARCHITECTURES[student.architecture].copies_blocks else ()
+
+
+def in_words(blocks: Sequence[int]) -> str:
+    """What `copy_teacher` gives a student, with the blocks of these numbers."""
+    if not blocks:
+        return "embeddings and head"
+    return f"embeddings, head and block{'' if len(blocks) == 1 else 's'} {', '.join(map(str, blocks))}"
 
 
 def inputs_of(model: PreTrainedModel) -> list[str] | None:

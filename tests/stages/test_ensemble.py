@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from stages import cache_teacher, corpus, evaluate, init_student, tokenize_corpus, train_student
+from stages import cache_teacher, corpus, evaluate, init_student, teacher, tokenize_corpus, train_student
 from stages.batch_plan import BatchPlan
 from stages.batches import PlannedBatches, decoder_for
 from stages.batches.joined import JoinedBatches
@@ -16,7 +16,7 @@ from stages.config import ConfigError
 from stages.context import Context
 from stages.errors import InputError, Interrupted
 from stages.heads import Head
-from stages.models import load_masked_lm
+from stages.models import load_masked_lm, load_tokenizer
 from stages.training.caches import further_caches
 from stages.training.distiller import PARTS, Distiller, wanted_by
 from stages.training.teachers import Teacher
@@ -25,6 +25,7 @@ from storage.manifest import CACHE_FILE, MANIFEST_FILE, FileRecord, RootManifest
 from tests.stages.conftest import Project
 from tests.stages.ensembles import SHARES, cache_second, forget_training, give_second, prepare, with_second
 from tests.stages.test_train_student import stopping_after
+from tests.stages.tiny_models import tiny_model
 from tests.stages.training.launch import Launch
 
 LOSSLESS = {"preset": "lossless", "top_k": 8, "sequences": {"train": 16, "validation": 4, "test": 4}}
@@ -93,7 +94,7 @@ def from_the_caches(project, **train):
         config,
         decoder_for(reader.description, "train"),
         Head.load(reader.folder),
-        [Teacher.of(cache, config) for cache in further],
+        further=[Teacher.of(cache, config) for cache in further],
     )
     counts = torch.tensor([distiller.positions(batch), len(batch["labels"])]).float()
     total, parts = distiller(batch, counts)
@@ -335,3 +336,30 @@ def test_a_second_teacher_that_is_missing_is_named_with_the_command_that_makes_i
     shutil.rmtree(project.artefacts.of_teacher("second").teacher)
     with pytest.raises(InputError, match="run: pipeline teacher second"):
         cache_teacher.run(project.config.of_teacher("second"), project.context.of_teacher("second"))
+
+
+def test_two_causal_teachers_teach_the_next_token(tokenized, tmp_path):
+    causal = {"source": "load", "objective": "causal", "train": None}
+    project = Project(
+        shutil.copytree(tokenized, tmp_path / "causal"),
+        **with_second(
+            teacher={**causal, "load": {"path": "given/teacher"}},
+            teachers={"second": {**causal, "load": {"path": "given/second"}}},
+            students={"half": {"architecture": "same", "layer_map": [0]}},
+            train={"weights": {"kd": 5.0, "mlm": 0.0, "clm": 2.0, "cos": 1.0}, "validation": {"metric": "kl_all"}},
+            evaluate={"split": "test"},
+        ),
+    )
+    tokenizer = load_tokenizer(project.artefacts.tokens / "tokenizer")
+    for seed, name in enumerate(("teacher", "second")):
+        tiny_model("gpt2", vocabulary=len(tokenizer), seed=seed).save_pretrained(project.folder / "given" / name)
+        tokenizer.save_pretrained(project.folder / "given" / name)
+    config, there = project.config.of_teacher("second"), project.context.of_teacher("second")
+    for stage in (teacher, cache_teacher):
+        project.run(stage)
+        stage.run(config, there)
+    project.run(init_student, "half")
+    project.run(train_student)
+    project.run(evaluate)
+    last = json.loads((project.artefacts.runs / "train.json").read_text())["last"]
+    assert all(last[name] > 0 for name in ("kd", "clm", "cos"))

@@ -85,7 +85,7 @@ def test_the_summary_says_what_the_student_is_of_its_teacher(make_project):
     assert rows["blocks"] == "1 of the teacher's 2"
     assert rows["parameters"].endswith("% of the teacher's)")
     assert rows["CPU latency"].endswith("times the teacher's speed")
-    assert rows["weights from"] == "teacher blocks 0"
+    assert rows["weights from"] == "the teacher's embeddings, head and block 0"
 
 
 def test_a_tokenizer_with_more_entries_than_the_teachers_vocabulary_is_refused(make_project):

@@ -17,6 +17,8 @@ from tests.tiny import write_project
 ASSISTANT = {"path": "../assistant/models/student"}
 """As the second project sees it."""
 SMALLER = {
+    "distilbert": {"architecture": "distilbert", "initialise": "teacher", "layers": 1, "layer_map": [1]},
+    "same": {"architecture": "same", "initialise": "teacher", "layers": 1, "layer_map": [0]},
     "bilstm": {"architecture": "bilstm", "initialise": "teacher", "layers": 1, "layer_map": None, "lstm_size": 8},
 }
 

@@ -27,6 +27,12 @@ def config(**overrides):
             {"teachers": {"second": {"source": "load", "objective": "causal", "load": {"path": "x"}}}},
             "teachers.second.objective is 'causal'; allowed: masked, as teacher.objective is",
         ),
+        ({"train": {"weights": {"hidden": 1.0}}}, "train.weights.hidden is 1.0; allowed: 0, as train.ensemble is set"),
+        ({"train": {"hidden_projection": True}}, "train.hidden_projection is true; allowed: false, as train.ensemble"),
+        (
+            {"train": {"layer_map": [[1, 1]]}, "cache": {"hidden_layers": [1, 2]}},
+            "train.layer_map is .*; allowed: null, as train.ensemble is set",
+        ),
     ],
 )
 def test_an_ensemble_that_is_none_is_refused_with_the_reason(overrides, message):
