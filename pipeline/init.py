@@ -44,6 +44,16 @@ class Recipe:
         }
 
     @property
+    def needs_another_project(self) -> bool:
+        """Whether it reads what a project beside its own makes: both then lie in one repository."""
+        return "path: ../" in self.files["params.yaml"].read_text(encoding="utf-8")
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its corpus is one of the hub's, whose cache has terabytes: its cost is looked at first."""
+        return "source: hub" in self.files["params.yaml"].read_text(encoding="utf-8")
+
+    @property
     def described_in(self) -> str:
         """The file of its own that begins with a comment on what the recipe is and needs."""
         return next(file for file, path in self.files.items() if path.parent.name == self.name)
@@ -86,7 +96,7 @@ def initialise(name: str, folder: Path) -> None:
     click.echo(
         f"wrote {', '.join(FILES)} of the recipe {name}; what it needs stands at the top of {recipe.described_in}"
     )
-    click.echo("next: " + "; ".join(_next_commands(folder)))
+    click.echo("next: " + "; ".join(_next_commands(recipe, folder)))
 
 
 def _require_empty(folder: Path) -> None:
@@ -102,14 +112,20 @@ def _require_empty(folder: Path) -> None:
     raise InputError(f"{folder} is not empty: {'; '.join(parts)}; expected an empty folder, such as --into my-student")
 
 
-def _next_commands(folder: Path) -> Iterator[str]:
-    here = folder.resolve()
+def _next_commands(recipe: Recipe, folder: Path) -> Iterator[str]:
+    here = folder.resolve().parent if recipe.needs_another_project else folder.resolve()
     around = [here, *here.parents]
     if here != Path.cwd():
-        yield shlex.join(["cd", str(folder)])
+        yield shlex.join(["cd", str(folder.parent if recipe.needs_another_project else folder)])
     repository = next((parent for parent in around if (parent / ".git").exists()), None)
     if repository is None:
         yield "git init"
     if not any((parent / ".dvc" / "config").exists() for parent in around):
         yield "dvc init" if repository in (None, here) else "dvc init --subdir"
-    yield "dvc repro"
+    if recipe.is_large:
+        yield from ("dvc repro teacher", "pipeline plan")
+    yield (
+        shlex.join(["dvc", "repro", f"{folder.resolve().name}/dvc.yaml"])
+        if recipe.needs_another_project
+        else "dvc repro"
+    )

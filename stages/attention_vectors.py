@@ -113,6 +113,10 @@ def projections(model: PreTrainedModel, block: int) -> dict[PartName, Projection
         (name.rpartition(".")[2], module) for name, module in blocks[block - 1].named_modules() if _width(module) > 0
     ]
     settings = model.config.get_text_config(decoder=True)
+    if not hasattr(settings, "num_attention_heads"):
+        raise InputError(
+            f"models of type {kind!r} have no self-attention: there are no queries, keys and values to read"
+        )
     heads = int(settings.num_attention_heads)
     key_heads = int(getattr(settings, "num_key_value_heads", None) or heads)
     if kind in _FUSED:

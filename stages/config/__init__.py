@@ -187,7 +187,7 @@ class Config:
         """Refuse students that cannot be made of a teacher of this shape."""
         for name, student in self.students.items():
             layers = student.layer_map or ()
-            if student.initialise == "teacher":
+            if student.initialise == "teacher" and student.is_transformer:
                 require(
                     student.layers <= teacher.layers and max(layers, default=0) < teacher.layers,
                     f"students.{name}.layer_map" if layers else f"students.{name}.layers",
@@ -212,6 +212,7 @@ def check_student_shape(config: Config, *, teacher_hidden_size: int, teacher_att
     check_inner_shapes(
         config.train,
         student=config.train.student,
+        attends=student.is_transformer,
         layers=student.layers,
         hidden_size=student.hidden_size or teacher_hidden_size,
         attention_heads=student.attention_heads or teacher_attention_heads,

@@ -111,7 +111,12 @@ def check_inner_targets(train: TrainConfig, cache: CacheConfig) -> None:
         f"train.weights.{term}",
         getattr(train.weights, term),
         f"0, as {' and '.join(lacking)} are not cached; to learn from them, make a cache with cache.attention_vectors: "
-        f"[{', '.join(part for part in PARTS if part in {*parts, *cached})}]",
+        f"[{', '.join(part for part in PARTS if part in {*parts, *cached})}]"
+        + (
+            f", or compare those that are: train.relations.parts: [{', '.join(cached)}]"
+            if cached and term == "relations"
+            else ""
+        ),
     )
     if cache.attention_layers is not None:
         for key, blocks in _teacher_blocks(train):
@@ -133,6 +138,7 @@ def check_inner_shapes(
     train: TrainConfig,
     *,
     student: str,
+    attends: bool,
     layers: int,
     hidden_size: int,
     attention_heads: int | None,
@@ -144,6 +150,11 @@ def check_inner_shapes(
     `attention_heads` are None where a family knows none. The widths of an ensemble's teachers are `check_ensemble_widths`' business.
     """
     weights = train.weights
+    for term in ("relations", "attention"):
+        weight = getattr(weights, term)
+        require(
+            weight == 0 or attends, f"train.weights.{term}", weight, f"0, as students.{student} has no self-attention"
+        )
     if train.reads_states and not train.hidden_projection and train.ensemble is None:
         term = "cos" if weights.cos > 0 else "hidden"
         require(

@@ -172,3 +172,8 @@ class StudentConfig:
         for name in foreign:
             value = getattr(self, name)
             require(value is None, f"students.*.{name}", value, f"null, as architecture is {self.architecture}")
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether it has blocks with self-attention, which a teacher's can be copied into and compared with."""
+        return self.architecture != "bilstm"

@@ -50,14 +50,12 @@ class Architecture:
     """Copies into a student, from a teacher, the blocks of these numbers and all that is no block; None: its weights are random."""
     title: str | None
     """What a model card calls it; None: by its teacher's class."""
-    copies_blocks: bool = True
-    """Whether `copy` takes blocks, and not only what is around them."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "distilbert": Architecture(build=distilbert.build, copy=distilbert.copy, title="a DistilBERT"),
     "same": Architecture(build=same.build, copy=same.copy, title=None),
-    bilstm.KIND: Architecture(build=bilstm.build, copy=bilstm.copy, title="a BiLSTM", copies_blocks=False),
+    bilstm.KIND: Architecture(build=bilstm.build, copy=bilstm.copy, title="a BiLSTM"),
 }
 """By `students.NAME.architecture`."""
 
@@ -103,7 +101,7 @@ def copied_blocks(student: StudentConfig, name: str, teacher_layers: int) -> tup
 
     Raises `ConfigError` for blocks that the teacher does not have.
     """
-    return layer_map(student, name, teacher_layers) if ARCHITECTURES[student.architecture].copies_blocks else ()
+    return layer_map(student, name, teacher_layers) if student.is_transformer else ()
 
 
 def in_words(blocks: Sequence[int]) -> str:

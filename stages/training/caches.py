@@ -11,10 +11,11 @@ from pathlib import Path
 from stages.batches import PlannedBatches
 from stages.batches.joined import JoinedBatches
 from stages.cache_location import cache_name, open_cache
-from stages.config import Config, cache_spec, check_ensemble_widths
+from stages.config import Config, ConfigError, cache_spec, check_ensemble_widths, check_teacher_layers
 from stages.config.ensemble import MAIN
 from stages.context import Context
 from stages.errors import InputError
+from stages.model_config import ModelShape
 from stages.models import weights_digest
 from stages.sequences import TokenStore
 from stages.training.distiller import wanted_by
@@ -86,6 +87,10 @@ def further_caches(config: Config, context: Context, main: CacheReader) -> list[
         if artefacts.teacher.is_dir():
             _check_content(there, reader, {"teacher": weights_digest(artefacts.teacher)})
         refuse_other_rows(main, name, reader, artefacts.cache_command)
+        try:
+            check_teacher_layers(config.train, config.cache, ModelShape.of(reader.description.teacher_config).layers)
+        except ConfigError as error:
+            raise ConfigError(f"teachers.{name}: {error}") from None
         found.append(FurtherCache(name=name, share=share, reader=reader))
     if config.train.ensemble is not None:
         check_ensemble_widths(config.train, *_widths(config, main, found))

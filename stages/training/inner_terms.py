@@ -106,7 +106,8 @@ class StatesTerm(Term):
             teacher = inside.teacher_hidden[0] if theirs is None else self._decoder.hidden(batch, theirs)
             assert teacher is not None
             if self._projection is not None:
-                student = self._projection(student)
+                with torch.autocast(student.device.type, enabled=False):
+                    student = self._projection(student.float())
             if weights.cos > 0:
                 rows = len(of_cos["row_index"])
                 found["cos"].append(cosine_loss_sum(student[:rows], teacher[:rows], self._decoder.row_weights(of_cos)))

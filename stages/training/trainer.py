@@ -208,7 +208,7 @@ class DistillationTrainer(Trainer):
     def _save_and_end(self, error: Exception | None) -> Never:
         """End with this process's error, or with that of another; what is done is saved, where that is possible."""
         if self.state.global_step > self._saved_step:
-            with suppress(StageError):  # then there is the checkpoint before this one
+            with suppress(StageError, OSError):  # then there is the checkpoint before this one
                 self._save_checkpoint(self.model_wrapped, None)
         raise SaidElsewhere if error is None else error
 

@@ -338,6 +338,24 @@ def test_a_second_teacher_that_is_missing_is_named_with_the_command_that_makes_i
         cache_teacher.run(project.config.of_teacher("second"), project.context.of_teacher("second"))
 
 
+def test_a_cached_layer_that_is_not_the_last_of_a_further_teacher_does_not_go_through_its_head(tokenized, tmp_path):
+    loaded = {
+        "teachers": {"second": {"source": "load", "train": None, "load": {"path": "given"}}},
+        "cache": {"hidden_layers": [0, 2]},  # the last of two, and not of three
+    }
+    train = {"weights": {"cos": 0.0}}
+    project = Project(
+        shutil.copytree(tokenized, tmp_path / "loaded"), **with_second(**loaded, train={**train, "kd_source": "top_k"})
+    )
+    prepare(project)
+    project.run(train_student)
+    project.set(**with_second(**loaded, train={**train, "kd_source": "hidden"}))
+    with pytest.raises(
+        ConfigError, match=r"teachers.second: cache.hidden_layers is \[0, 2\]; allowed: a list that ends in 3"
+    ):
+        project.run(train_student)
+
+
 def test_two_causal_teachers_teach_the_next_token(tokenized, tmp_path):
     causal = {"source": "load", "objective": "causal", "train": None}
     project = Project(

@@ -8,6 +8,16 @@ CACHED = {"hidden_layers": [0, 1, 2], "attention_vectors": ALL, "attention_layer
 NARROW = {"narrow": {"architecture": "distilbert", "initialise": "random", "layers": 1, "hidden_size": 16,
                      "attention_heads": 4, "feed_forward_size": 32, "dropout": 0.0, "seed": 0}}  # fmt: skip
 RELATIONS = {"weights": {"relations": 1.0}, "relations": {"heads": 8}}
+LSTM = {
+    "lstm": {
+        "architecture": "bilstm",
+        "initialise": "teacher",
+        "layers": 5,
+        "layer_map": None,
+        "dropout": 0.0,
+        "seed": 0,
+    }
+}
 ATTENTION = {"weights": {"attention": 1.0}, "attention_map": [[1, 2]]}
 
 
@@ -162,6 +172,24 @@ def test_what_the_student_is_not_made_for_is_refused(train, message):
 def test_settings_that_contradict_themselves_are_refused(train, message):
     with pytest.raises(ConfigError, match=message):
         load(train)
+
+
+def test_a_student_without_self_attention_has_no_losses_on_it_and_as_many_blocks_as_it_likes():
+    def load_lstm(train):
+        return load_config(tiny_params(train={"student": "lstm", **train}, cache=CACHED, students=LSTM))
+
+    assert load_lstm({}).student.layers == 5
+    for train, term in ((RELATIONS, "relations"), (ATTENTION, "attention")):
+        with pytest.raises(
+            ConfigError, match=rf"train.weights.{term} is 1.0; allowed: 0, as students.lstm has no self"
+        ):
+            load_lstm(train)
+
+
+def test_values_that_are_not_cached_need_not_be_compared():
+    message = r"\[queries, keys, values\], or compare those that are: train.relations.parts: \[queries, keys\]"
+    with pytest.raises(ConfigError, match=message):
+        load(RELATIONS, {"attention_vectors": ["queries", "keys"]})
 
 
 def test_all_parts_are_compared_unless_some_are_named():
