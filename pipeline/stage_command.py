@@ -138,10 +138,17 @@ def stage_command(
 
 
 def of_teacher(body: Body[P], name: str) -> Body[P]:
-    """The same with the further teacher `name` in the place of the main one."""
+    """The same with the further teacher `name` in the place of the main one; refused parameters are called as in `teachers`."""
 
     def of_further(config: Config, context: Context, /, *arguments: P.args, **named: P.kwargs) -> None:
-        body(config.of_teacher(name), context.of_teacher(name), *arguments, **named)
+        from stages.config.base import moved
+        from stages.errors import ConfigError
+
+        further = config.of_teacher(name)
+        try:
+            body(further, context.of_teacher(name), *arguments, **named)
+        except ConfigError as error:
+            raise moved(error, "teacher", f"teachers.{name}") from error
 
     return of_further
 

@@ -118,6 +118,12 @@ def test_a_teacher_that_is_not_declared_is_refused_with_the_one_that_is(made, co
     assert "error: teacher 'secnd' is not in teachers; did you mean second?" in done.stderr
 
 
+def test_what_its_stage_refuses_is_called_as_in_the_parameters(made):
+    done = pipeline(made, "teacher", "second", "-S", "teachers.second.train.batch_size=1000")
+    assert done.exit_code == 2
+    assert "error: teachers.second.train.batch_size is 1000; allowed: at most the" in done.stderr
+
+
 def test_dvc_makes_the_assistant_before_what_it_teaches(tmp_path):
     repository = Repository(tmp_path / "both")
     for project, files in (("assistant", ROOT), ("student", ROOT / "recipes" / "teacher-assistant")):
