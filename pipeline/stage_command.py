@@ -138,17 +138,14 @@ def stage_command(
 
 
 def of_teacher(body: Body[P], name: str) -> Body[P]:
-    """The same with the further teacher `name` in the place of the main one; refused parameters are called as in `teachers`."""
+    """The same with the further teacher `name` in the place of the main one, in errors too."""
 
     def of_further(config: Config, context: Context, /, *arguments: P.args, **named: P.kwargs) -> None:
-        from stages.config.base import moved
-        from stages.errors import ConfigError
+        from pipeline.further_teacher import speaking_of
 
-        further = config.of_teacher(name)
-        try:
-            body(further, context.of_teacher(name), *arguments, **named)
-        except ConfigError as error:
-            raise moved(error, "teacher", f"teachers.{name}") from error
+        further, there = config.of_teacher(name), context.of_teacher(name)
+        with speaking_of(there.artefacts):
+            body(further, there, *arguments, **named)
 
     return of_further
 

@@ -39,7 +39,7 @@ def require_seed(key: str, seed: int) -> None:
 
 def moved(error: ConfigError, key: str, to: str) -> ConfigError:
     """The same error with `key`, and what is below it, called `to`: of settings that stand in more than one place."""
-    return ConfigError(re.sub(rf"(?<![\w.]){re.escape(key)}(?=\.\w| is )", lambda _: to, str(error)))
+    return ConfigError(re.sub(rf"(?<![\w./]){re.escape(key)}(?=\.\w| is )", lambda _: to, str(error)))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
