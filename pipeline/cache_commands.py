@@ -48,6 +48,9 @@ def info(folder: Path | None, project: Path, teacher: str | None, as_json: bool,
     """
     from pipeline import cache_info
 
+    if folder is not None and teacher is not None:
+        raise click.UsageError("CACHE and --teacher both say which cache: give one")
+
     _run(
         project,
         teacher,
@@ -89,6 +92,11 @@ def verify(
     """
     from pipeline import cache_verify
 
+    if folder is not None and teacher is not None and sequences is None:
+        raise click.UsageError(
+            "CACHE and --teacher both say which cache: give one, or add --against-teacher N for that teacher on that cache"
+        )
+
     def body(context: Context) -> None:
         cache_verify.verify(
             folder or context.artefacts.cache, context, deep=deep, sequences=sequences, device=device, as_json=as_json
@@ -124,16 +132,20 @@ def _run(project: Path, teacher: str | None, *, debug: bool, body: Callable[[Con
     """What `execute` does, without params.yaml; `teacher` is a further one, whose cache is meant."""
     from pipeline.environment import available_cores, quiet_libraries
     from pipeline.failures import reported
+    from pipeline.further_teacher import require_known, speaking_of
     from pipeline.progress import make_reporter
     from pipeline.stop import StopRequest
     from stages.context import Artefacts, Context
 
     with StopRequest() as stop, reported(stop, debug=debug):
         quiet_libraries(debug=debug)
-        with make_reporter(f"cache {click.get_current_context().info_name}") as progress:
+        if teacher is not None:
+            require_known(project, teacher)
+        artefacts = Artefacts(project=project, further_teacher=teacher)
+        with make_reporter(f"cache {click.get_current_context().info_name}") as progress, speaking_of(artefacts):
             body(
                 Context(
-                    artefacts=Artefacts(project=project, further_teacher=teacher),
+                    artefacts=artefacts,
                     threads=available_cores(),
                     should_stop=stop.requested,
                     progress=progress,

@@ -131,12 +131,13 @@ def teacher(config: Config, context: Context, name: str | None) -> None:
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Also write the plan there as JSON; -: to stdout, and nothing else.",
 )
-@stage_command(takes_root=True)
+@stage_command(takes_root=True, takes_teacher=True)
 def plan(config: Config, context: Context, worker_counts: list[int], sample_tokens: int, target: str | None) -> None:
     """Say what a cache will cost, and when it pays.
 
     Reads data/tokens and models/teacher, runs the teacher on a small sample, and writes nothing: size by preset, room and speed of
-    the disk, hours on N workers, the number of students from which the cache costs less than the teacher in their loops.
+    the disk, hours on N workers, the number of students from which the cache costs less than the teacher in their loops. With
+    --teacher of the cache of a further teacher, whose model is in models/teachers/NAME.
     """
     from pipeline import plan as planning
 

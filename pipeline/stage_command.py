@@ -138,10 +138,14 @@ def stage_command(
 
 
 def of_teacher(body: Body[P], name: str) -> Body[P]:
-    """The same with the further teacher `name` in the place of the main one."""
+    """The same with the further teacher `name` in the place of the main one, in errors too."""
 
     def of_further(config: Config, context: Context, /, *arguments: P.args, **named: P.kwargs) -> None:
-        body(config.of_teacher(name), context.of_teacher(name), *arguments, **named)
+        from pipeline.further_teacher import speaking_of
+
+        further, there = config.of_teacher(name), context.of_teacher(name)
+        with speaking_of(there.artefacts):
+            body(further, there, *arguments, **named)
 
     return of_further
 

@@ -20,8 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from stages.config import StudentConfig
 from stages.errors import InputError
+from stages.figures import Objective
 from stages.head_parts import head_parts
-from stages.model_config import ModelShape, Objective
+from stages.model_config import ModelShape
 
 KIND = "bilstm"
 """`model_type` of its configuration, and its name in `students.NAME.architecture`."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stages.attention_vectors import attention_widths
-from stages.config import Config, cache_spec, check_teacher_layers, to_plain
+from stages.config import Config, cache_spec, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
@@ -42,8 +42,7 @@ def describe(
         raise refuse("cache.top_k", config.cache.train_top_k, f"at most the teacher's vocabulary ({vocabulary_size})")
     if config.cache.train_top_k == vocabulary_size and config.cache.rungs["draw_from"] == "tail":
         raise refuse("cache.draw_from", "tail", f"all, as cache.top_k is the whole vocabulary ({vocabulary_size})")
-    check_teacher_layers(config.train, config.cache, layers)
-    config.cache.check_attention_layers(layers)
+    config.check_layers(layers)
     widths = _attention_widths(config, folder, layers)
     return CacheDescription(
         spec=cache_spec(config),

@@ -103,6 +103,11 @@ class Artefacts:
         """What makes the teacher, for messages."""
         return "pipeline teacher" if self.further_teacher is None else f"pipeline teacher {self.further_teacher}"
 
+    @property
+    def teacher_key(self) -> str:
+        """Where the teacher's parameters stand, for messages."""
+        return "teacher" if self.further_teacher is None else f"teachers.{self.further_teacher}"
+
     def student_init(self, name: str) -> Path:
         """Folder of the initial weights of the student called `name`."""
         return self.project / "models" / "student-init" / name

@@ -13,7 +13,8 @@ from stages.config import Config, ConfigError, StudentConfig, suggest
 from stages.config.base import refuse
 from stages.context import Context
 from stages.errors import InputError
-from stages.model_config import ModelShape, Objective
+from stages.figures import Objective
+from stages.model_config import ModelShape
 from stages.models import (
     folder_bytes,
     language_model_from_config,

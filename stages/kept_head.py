@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from stages.errors import InputError
+from stages.figures import Objective
 from stages.heads import Head
-from stages.model_config import Objective
 from stages.models import model_without_weights
 
 

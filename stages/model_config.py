@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
 from stages.errors import InputError
+from stages.figures import Objective
 
-Objective = Literal["masked", "causal"]
 IN_WORDS: dict[Objective, str] = {"masked": "masked language model", "causal": "causal language model"}
 _FAMILIES: dict[Objective, Any] = {"masked": MODEL_FOR_MASKED_LM_MAPPING, "causal": MODEL_FOR_CAUSAL_LM_MAPPING}
 

@@ -26,7 +26,8 @@ from transformers import (
 import stages.bilstm  # noqa: F401  it enters the BiLSTM into transformers' registers
 from stages.config import SourceConfig
 from stages.errors import InputError
-from stages.model_config import IN_WORDS, Objective, refuse_unsupported
+from stages.figures import Objective
+from stages.model_config import IN_WORDS, refuse_unsupported
 from storage.files import BLOCK_BYTES
 
 if TYPE_CHECKING:

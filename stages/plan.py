@@ -39,7 +39,7 @@ def run(
     """
     artefacts = context.artefacts
     tokens = TokenStore.open(artefacts.tokens)
-    require_model(artefacts.teacher, "the teacher", "pipeline teacher")
+    require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
     description = describe(config, context, tokens)
     teacher = load_teacher(
         artefacts.teacher,

@@ -23,11 +23,6 @@ CODED = frozenset({"top_gap", *_VECTORS, *(f"{name}_scale" for name in _VECTORS)
 """Names of all arrays that are coded here."""
 
 
-def encode_hidden(layout: Layout, states: Tensor) -> dict[str, Tensor]:
-    """The stored arrays (`hidden`, perhaps `hidden_scale`) of hidden states (R, L, H) in any floating-point type."""
-    return encode_vectors(layout, "hidden", states)
-
-
 def encode_vectors(layout: Layout, name: VectorName, vectors: Tensor) -> dict[str, Tensor]:
     """The stored arrays (`<name>`, perhaps `<name>_scale`) of vectors (R, L, W) in any floating-point type."""
     match layout.coding(name):

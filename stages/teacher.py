@@ -16,10 +16,11 @@ from stages.config import AdaptTeacherConfig, Config, SourceConfig, TeacherTrain
 from stages.context import Context, Figure
 from stages.device import resolve_precision
 from stages.errors import InputError
+from stages.figures import Objective
 from stages.heads import Head
 from stages.initial_bert import initial_bert
 from stages.masking import Masker, masker_of
-from stages.model_config import ModelShape, Objective
+from stages.model_config import ModelShape
 from stages.models import count_parameters, folder_bytes, load_encoder, load_tokenizer, resolve_source
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stages.config import MachineConfig
 from stages.errors import InputError
+from stages.figures import Objective
 from stages.heads import Head
-from stages.model_config import ModelShape, Objective
+from stages.model_config import ModelShape
 from stages.models import Spread, encoder_states, input_device, load_language_model
 from storage.files import TEMPORARY
 

@@ -189,7 +189,7 @@ def train_teacher(
             args=arguments,
             train_dataset=examples,
             data_collator=collator,
-            callbacks=[_Watch(context, config.KEY)],
+            callbacks=[_Watch(context, config.KEY.replace("teacher", context.artefacts.teacher_key, 1))],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -228,7 +228,8 @@ class _Watch(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise StageError(
                 f"the teacher's loss is {logs['loss']} at step {state.global_step}; expected a finite number; lower "
-                f"{self._key}.learning_rate or raise {self._key}.warmup_steps, and run: pipeline teacher"
+                f"{self._key}.learning_rate or raise {self._key}.warmup_steps, and run: "
+                f"{self._context.artefacts.teacher_command}"
             )
         self._context.progress.advance(0, loss=round(logs["loss"], 3))
 

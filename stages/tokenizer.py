@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stages.config import SourceConfig, TrainTokenizerConfig
 from stages.errors import InputError
-from stages.model_config import Objective
+from stages.figures import Objective
 from stages.models import load_tokenizer, resolve_source
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}

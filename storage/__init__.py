@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from storage.arrays import Target
 from storage.codecs import (
-    decode_hidden,
     decode_logits,
     decode_vectors,
     encode_hidden,
@@ -82,7 +81,6 @@ __all__ = [
     "VectorName",
     "Verified",
     "canonical_json",
-    "decode_hidden",
     "decode_logits",
     "decode_vectors",
     "decoded_bytes",

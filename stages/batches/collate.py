@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from stages.figures import Objective
 from stages.losses import IGNORED
 from stages.masking import next_tokens
-from stages.model_config import Objective
 from storage import PartName, ShardArrays, Target
 from storage.ragged import Indices, gather_ranges
 

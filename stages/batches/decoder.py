@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.batches.collate import Batch, layer_key
 from stages.divergences import DrawnTargets, TopKTargets
 from stages.errors import ConfigError
-from stages.model_config import Objective
+from stages.figures import Objective
 from storage import CacheDescription, Layout, PartName, Split, VectorName
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from stages.config.base import build, joined, merged, require, suggest, to_plain
+from stages.config.base import build, joined, merged, moved, require, suggest, to_plain
 from stages.config.cache import RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
@@ -104,6 +104,7 @@ class Config:
             self._check_causal_teacher()
         if self.teacher.source == "train" and self.teacher.train is not None:
             self._check_trained_teacher(self.teacher.train)
+        self._check_further_teachers()
 
     def of_teacher(self, name: str) -> Config:
         """The parameters with the further teacher `name` in the place of the main one, for making it and its cache.
@@ -119,7 +120,7 @@ class Config:
         try:
             return OfFurtherTeacher(**{**values, "teacher": teachers[name]})
         except ConfigError as error:
-            raise ConfigError(f"teachers.{name}: {error}") from None
+            raise ConfigError(f"teachers.{name}: {moved(error, 'teacher', f'teachers.{name}')}") from None
 
     def of_run(self, name: str, seed: int) -> Config:
         """The parameters of one run of the comparison: `compare.runs.<name>` over `train`, with this seed.
@@ -180,8 +181,24 @@ class Config:
                 f"at most the vocabulary (tokenize.train.vocabulary_size = {self.tokenize.train.vocabulary_size})",
             )
         self._check_students(teacher)
-        check_teacher_layers(self.train, self.cache, teacher.layers)
-        self.cache.check_attention_layers(teacher.layers)
+        self.check_layers(teacher.layers)
+
+    def check_layers(self, teacher_layers: int) -> None:
+        """Refuse to cache layers that a teacher of so many does not have, and losses on others. Raises `ConfigError`."""
+        self.cache.check_hidden_layers(teacher_layers)
+        self.cache.check_attention_layers(teacher_layers)
+        if self._is_learned_from:
+            check_teacher_layers(self.train, self.cache, teacher_layers)
+
+    @property
+    def _is_learned_from(self) -> bool:
+        """Whether `train-student` reads this teacher's cache."""
+        return True
+
+    def _check_further_teachers(self) -> None:
+        """Refuse further teachers whose caches these parameters do not allow for."""
+        for name in self.teachers or {}:
+            self.of_teacher(name)
 
     def _check_students(self, teacher: TrainTeacherConfig) -> None:
         """Refuse students that cannot be made of a teacher of this shape."""
@@ -204,6 +221,14 @@ class OfFurtherTeacher(Config):
 
     def _check_students(self, teacher: TrainTeacherConfig) -> None:
         """Nothing: none of them is made of this one."""
+
+    @property
+    def _is_learned_from(self) -> bool:
+        """Where `train.ensemble` names it; else the losses are on the main teacher's layers."""
+        return self.teacher in [(self.teachers or {}).get(name) for name in self.train.ensemble or {}]
+
+    def _check_further_teachers(self) -> None:
+        """Nothing: this is the check of one of them."""
 
 
 def check_student_shape(config: Config, *, teacher_hidden_size: int, teacher_attention_heads: int | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,11 @@ def require_seed(key: str, seed: int) -> None:
     require(0 <= seed < 2**32, key, seed, "0 <= x < 2**32")
 
 
+def moved(error: ConfigError, key: str, to: str) -> ConfigError:
+    """The same error with `key`, and what is below it, called `to`: of settings that stand in more than one place."""
+    return ConfigError(re.sub(rf"(?<![\w./]){re.escape(key)}(?=\.\w| is )", lambda _: to, str(error)))
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for a mistyped name, or the list of the known ones."""
     known = sorted(known)
@@ -45,6 +51,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def build(cls: type[T], values: object, at: str = "") -> T:
     """An instance of the dataclass `cls` from a mapping; `at` is the dotted key of the mapping.
+
+    A class that stands in more than one place has a `KEY`, which its own refusals begin with: they come out with `at`.
 
     Raises `ConfigError` for an unknown key (with a suggestion), a missing key, or a value of the wrong type.
     """
@@ -61,7 +69,10 @@ def build(cls: type[T], values: object, at: str = "") -> T:
             arguments[name] = _convert(hints[name], values[name], _join(at, name))
         elif field.default is dataclasses.MISSING:
             raise ConfigError(f"missing key {_join(at, name)}; expected {_describe(hints[name])}")
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise moved(error, getattr(cls, "KEY", at), at) from None
 
 
 def joined(default: T) -> T:

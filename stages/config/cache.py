@@ -160,6 +160,16 @@ class CacheConfig:
             "null or numbers of blocks from 1, ascending, each once",
         )
 
+    def check_hidden_layers(self, teacher_layers: int) -> None:
+        """Refuse layers that the teacher does not have. Raises `ConfigError`."""
+        layers = self.hidden_layers
+        require(
+            layers is None or layers[-1] <= teacher_layers,
+            "cache.hidden_layers",
+            None if layers is None else list(layers),
+            f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks",
+        )
+
     def check_attention_layers(self, teacher_layers: int) -> None:
         """Refuse blocks that the teacher does not have. Raises `ConfigError`."""
         layers = self.attention_layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stages.config.base import joined, require, require_seed
 
@@ -103,6 +103,8 @@ class TrainTokenizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """A tokenizer or model that exists: a local folder, a hub id with a pinned revision, or an installed Python package."""
+
+    KEY: ClassVar[str] = "load"
 
     path: str | None = None
     hub_id: str | None = None

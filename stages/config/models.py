@@ -14,7 +14,7 @@ class TeacherTraining:
     """How a teacher is trained by masked language modelling, whatever its weights at the start."""
 
     KEY: ClassVar[str]
-    """Where these settings stand in params.yaml, for messages."""
+    """Where these settings stand in params.yaml, for messages; those of a further teacher: `build`."""
 
     learning_rate: float
     warmup_steps: int
@@ -84,6 +84,8 @@ class TrainTeacherConfig(TeacherTraining):
 class TeacherConfig:
     """Stage `teacher`: a model to load, one to train, or an encoder to load and adapt."""
 
+    KEY: ClassVar[str] = "teacher"
+
     source: Literal["train", "load", "adapt"]
     train: TrainTeacherConfig | None = None
     load: SourceConfig | None = None
@@ -120,6 +122,8 @@ class TeacherConfig:
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Stage `init-student`: one entry of the map `students`."""
+
+    KEY: ClassVar[str] = "students.*"
 
     architecture: Literal["distilbert", "same", "bilstm"]
     """`distilbert`: of a BERT. `same`: the teacher's own class, with fewer blocks. `bilstm`: two LSTMs per block."""

@@ -75,17 +75,13 @@ def check_targets(train: TrainConfig, cache: CacheConfig) -> None:
 
 
 def check_teacher_layers(train: TrainConfig, cache: CacheConfig, teacher_layers: int) -> None:
-    """Refuse cached layers that the teacher does not have, and losses that read layers or blocks that are not cached."""
+    """Refuse losses that read layers or blocks of a teacher of so many blocks that are not cached. Raises `ConfigError`."""
     check_inner_layers(train, cache, teacher_layers)
     layers = cache.hidden_layers
-    if layers is None:
-        return
-    blocks = f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks"
-    require(layers[-1] <= teacher_layers, "cache.hidden_layers", list(layers), blocks)
     require(
-        layers[-1] == teacher_layers or not train.reads_last_hidden,
+        layers is None or layers[-1] == teacher_layers or not train.reads_last_hidden,
         "cache.hidden_layers",
-        list(layers),
+        list(layers or ()),
         f"a list that ends in {teacher_layers}, the teacher's last layer, which train.kd_source: hidden reads, and the cosine loss "
         "unless train.layer_map names others",
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from stages.config import Config
+from stages.config import Config, TeacherConfig
+from stages.config.ensemble import MAIN
 from stages.figures import LABELS, PREDICTION, Objective, closest
 from stages.report_page.run_files import RunFiles
 from stages.report_page.tables import faster, smaller
@@ -73,13 +74,19 @@ def headline(files: RunFiles) -> tuple[str, str]:
         "causal": "was trained on the same text alone, by predicting the next token,",
     }
     learned = "learned from them" if distilled else alone[files.objective]
+    others = _further_teachers(files.config)
+    taught = "".join(f"; so did the teacher “{name}”, {_named(teacher)}" for name, teacher, _ in others)
+    of_each = " of each" if others else ""
     summary = (
-        f"The teacher, {_teacher(files)}, ran once over {_corpus(files.config)}; {count(positions)} positions were cached. "
+        f"The teacher, {_teacher(files)}, ran once over {_corpus(files.config)}{taught}; "
+        f"{count(positions)} positions{of_each} were cached. "
         f"The student “{files.training.text('student')}”, {layers}, then {learned} in {count(files.training.number('steps'))} steps "
         f"({number(files.training.number('epochs'))} epochs), with no teacher in memory."
+        + (" All figures that compare it with a teacher are of the first." if others else "")
     )
     verb = "distilled into" if distilled else "beside"
-    return f"{millions(teacher)} parameters {verb} {millions(student)}", summary
+    more = f" and {plural(len(others), 'more teacher')}" if others else ""
+    return f"{millions(teacher)} parameters{more} {verb} {millions(student)}", summary
 
 
 def tiles(files: RunFiles) -> list[Tile]:
@@ -146,6 +153,10 @@ def flow(files: RunFiles) -> tuple[list[Step], list[Step]]:
             f"{millions(files.teacher.number('parameters'))} parameters",
             f"{LABELS[loss]} {number(files.teacher.number(loss))} nats",
         ),
+        *(
+            Step(f"teacher {name}", _named(teacher), f"{percent(share)} of the loss on teachers")
+            for name, teacher, share in _further_teachers(config)
+        ),
         Step(
             "cache-teacher",
             f"{count(cache.record('positions').number('train'))} positions",
@@ -205,6 +216,13 @@ def provenance_facts(files: RunFiles) -> Facts:
         ("Training run", provenance.text("run_fingerprint")),
         ("Cache fingerprint", cache.text("fingerprint")),
         ("Cache root digest", cache.text("root_digest")),
+        *(
+            (
+                f"Root digest of the cache of {name}",
+                provenance.record("further_caches").record(name).text("root_digest"),
+            )
+            for name, _, _ in _further_teachers(files.config)
+        ),
     ]
 
 
@@ -229,10 +247,20 @@ def _teacher(files: RunFiles) -> str:
     teacher, steps = files.config.teacher, ""
     if "steps" in files.teacher:
         steps = f" for {count(files.teacher.number('steps'))} steps"
+    return _named(teacher) if teacher.source == "load" else f"{_named(teacher)}{steps}"
+
+
+def _named(teacher: TeacherConfig) -> str:
     if teacher.source == "train" and teacher.train is not None:
-        return f"a BERT of {plural(teacher.train.layers, 'layer')} and width {teacher.train.hidden_size} trained here{steps}"
+        return f"a BERT of {plural(teacher.train.layers, 'layer')} and width {teacher.train.hidden_size} trained here"
     name = (teacher.load.hub_id or teacher.load.package or teacher.load.path) if teacher.load else None
-    return f"{name}, adapted here{steps}" if teacher.source == "adapt" else f"{name}"
+    return f"{name}, adapted here" if teacher.source == "adapt" else f"{name}"
+
+
+def _further_teachers(config: Config) -> list[tuple[str, TeacherConfig, float]]:
+    """Those of the ensemble that are learned from: name, parameters, share."""
+    shares, teachers = config.train.ensemble or {}, config.teachers or {}
+    return [(name, teachers[name], share) for name, share in shares.items() if name != MAIN and share > 0]
 
 
 def _corpus(config: Config) -> str:

@@ -16,7 +16,8 @@ from transformers import set_seed
 from stages import bilstm
 from stages.config import StudentConfig
 from stages.config.base import refuse
-from stages.model_config import Objective, class_name
+from stages.figures import Objective
+from stages.model_config import class_name
 from stages.students import distilbert, same
 from stages.students.check import check_student
 from stages.students.layer_map import layer_map, spread_layers

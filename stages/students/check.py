@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stages.errors import InputError
+from stages.figures import Objective
 from stages.heads import Head
-from stages.model_config import Objective
 from stages.teacher_loading import check_teacher
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from transformers import DistilBertConfig, DistilBertForMaskedLM
 from stages.config import StudentConfig
 from stages.config.base import require
 from stages.errors import InputError
-from stages.model_config import ModelShape, Objective
+from stages.figures import Objective
+from stages.model_config import ModelShape
 from stages.students import same
 
 if TYPE_CHECKING:

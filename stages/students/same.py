@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from stages.blocks import blocks_of
 from stages.config import StudentConfig
 from stages.errors import InputError
-from stages.model_config import Objective, refuse_unsupported
+from stages.figures import Objective
+from stages.model_config import refuse_unsupported
 from stages.models import language_model_from_config
 from stages.students.shorter_config import shorter_config
 

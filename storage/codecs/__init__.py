@@ -33,7 +33,6 @@ __all__ = [
     "LogitGrid",
     "LogitsCodec",
     "VectorCodec",
-    "decode_hidden",
     "decode_logits",
     "decode_vectors",
     "encode_hidden",
@@ -94,11 +93,6 @@ def decode_vectors(layout: Layout, name: VectorName, arrays: Arrays, out: Float3
 def encode_hidden(layout: Layout, hidden: Float32) -> dict[str, NDArray[Any]]:
     """The stored arrays (`hidden`, perhaps `hidden_scale`) of hidden states f4 (R, L, H)."""
     return encode_vectors(layout, "hidden", hidden)
-
-
-def decode_hidden(layout: Layout, arrays: Arrays, out: Float32 | None = None) -> Float32:
-    """Hidden states f4 (R, L, H) of the stored arrays; into `out` where given."""
-    return decode_vectors(layout, "hidden", arrays, out)
 
 
 def encode_logits(

@@ -118,6 +118,67 @@ def test_a_teacher_that_is_not_declared_is_refused_with_the_one_that_is(made, co
     assert "error: teacher 'secnd' is not in teachers; did you mean second?" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_teacher_without_a_cache_that_is_not_declared_either_is_refused_where_no_parameters_are_needed(made, command):
+    for name, hint in (("secnd", r"did you mean second\?"), ("../..", "known: second")):
+        done = pipeline(made, "cache", command, "--teacher", name)
+        assert done.exit_code == 2
+        assert re.search(
+            rf"error: teacher '{name}' has no cache in .*cache/teachers and is not in teachers; {hint}", done.stderr
+        )
+
+
+def test_a_further_teachers_cache_is_looked_at_where_no_parameters_are(project):
+    (project / "params.yaml").unlink()
+    assert pipeline(project, "cache", "info", "--teacher", "second").exit_code == 0
+    shutil.rmtree(project / "cache" / "teachers")
+    done = pipeline(project, "cache", "info", "--teacher", "second")
+    assert done.exit_code == 2
+    assert "is not in teachers; there is none" in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["", "manifest.json", "cache.json"])
+def test_where_a_further_teachers_cache_is_not_there_the_commands_that_make_it_are_named(project, tmp_path, lost):
+    cache = project / "cache" / "teachers" / "second" / "current"
+    (cache / lost).unlink() if lost else shutil.rmtree(cache)
+    commands = [["info"], ["push", f"file://{tmp_path}"], *([] if lost else [["verify"], ["repair"]])]
+    for command in commands:
+        done = pipeline(project, "cache", *command, "--teacher", "second")
+        assert done.exit_code == 1, command
+        assert "`pipeline cache-teacher --teacher second`" in done.stderr, command
+        assert "`pipeline cache-teacher`" not in done.stderr
+
+
+def test_a_further_teachers_cache_is_planned_by_name(project):
+    planned = {}
+    for name in ([], ["--teacher", "second"]):
+        done = pipeline(project, "plan", "--json", "-", "--sample-tokens", "64", *name)
+        assert done.exit_code == 0, done.output
+        planned[len(name)] = json.loads(done.stdout)
+    cache = project / "cache" / "teachers" / "second" / "current"
+    assert planned[2]["fingerprint"] == CacheReader(cache).description.fingerprint != planned[0]["fingerprint"]
+    assert planned[2]["teacher"]["parameters"] > planned[0]["teacher"]["parameters"]
+    shutil.rmtree(project / "models" / "teachers")
+    done = pipeline(project, "plan", "--teacher", "second")
+    assert done.exit_code == 1
+    assert re.search("models/teachers/second .*pipeline teacher second", done.stderr)
+
+
+def test_a_folder_and_a_teacher_are_two_caches_unless_the_teacher_is_to_be_run_on_it(made):
+    cache = str(made / "cache" / "teachers" / "second" / "current")
+    for command in ("info", "verify"):
+        done = pipeline(made, "cache", command, cache, "--teacher", "second")
+        assert done.exit_code == 2
+        assert "CACHE and --teacher both say which cache: give one" in done.stderr
+    assert pipeline(made, "cache", "verify", cache, "--teacher", "second", "--against-teacher", "2").exit_code == 0
+
+
+def test_what_its_stage_refuses_is_called_as_in_the_parameters(made):
+    done = pipeline(made, "teacher", "second", "-S", "teachers.second.train.batch_size=1000")
+    assert done.exit_code == 2
+    assert "error: teachers.second.train.batch_size is 1000; allowed: at most the" in done.stderr
+
+
 def test_dvc_makes_the_assistant_before_what_it_teaches(tmp_path):
     repository = Repository(tmp_path / "both")
     for project, files in (("assistant", ROOT), ("student", ROOT / "recipes" / "teacher-assistant")):

@@ -9,18 +9,22 @@ from safetensors.torch import load_file
 from stages import cache_teacher, evaluate, init_student, train_student
 from stages.context import Context
 from storage import CacheReader
+from tests.stages.ensembles import give_second, with_second
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture
 def trained(make_project):
-    """`trained(device, train={...})`: a project through cache, student and evaluation on that device."""
+    """`trained(device, train={...})`: a project through caches, student and evaluation on that device."""
 
     def make(device, **overrides):
         project = make_project(**overrides)
         context = Context(artefacts=project.artefacts, device=device)
         project.run(cache_teacher, context=context)
+        for name in project.config.teachers or {}:
+            give_second(project)
+            cache_teacher.run(project.config.of_teacher(name), context.of_teacher(name))
         project.run(init_student, "half", context=context)
         project.run(train_student, context=context)
         project.run(evaluate, context=context)
@@ -31,6 +35,34 @@ def trained(make_project):
 
 def figures(project):
     return json.loads((project.artefacts.runs / "evaluation.json").read_text())
+
+
+NARROW = {"initialise": "random", "layer_map": None, "hidden_size": 16, "attention_heads": 2, "feed_forward_size": 32}
+LOSSES = {
+    "draws": {
+        "cache": {"preset": "small", "top_k": None},
+        "train": {"kd_source": "draws", "weights": {"cos": 0.0}},
+    },
+    "relations": {
+        "cache": {"attention_vectors": ["queries", "keys", "values"]},
+        "train": {"weights": {"kd": 0.0, "cos": 0.0, "relations": 1.0}, "relations": {"heads": 4}},
+    },
+    "hidden_projection": {
+        "students": {"half": NARROW},
+        "train": {"weights": {"cos": 1.0, "hidden": 1.0}, "hidden_projection": True},
+    },
+    "bilstm": {"students": {"half": {"architecture": "bilstm", "layer_map": None, "lstm_size": 16}}},
+    "ensemble": with_second(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_and_kind_of_student_is_trained_on_a_gpu_as_on_the_cpu(trained, name):
+    steps = {"steps": 30, "precision": "float32"}
+    overrides = {**LOSSES[name], "train": {**LOSSES[name].get("train", {}), **steps}}
+    on_gpu, on_cpu = (figures(trained(device, **overrides)) for device in ("cuda:0", "cpu"))
+    for figure in ("kl_all", "mlm_loss"):
+        assert on_gpu[figure] == pytest.approx(on_cpu[figure], rel=2e-3)
 
 
 @pytest.mark.parametrize(

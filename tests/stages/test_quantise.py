@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stages.quantise import CODED, as_stored, encode_hidden, encode_logits, encode_vectors
+from stages.quantise import CODED, as_stored, encode_logits, encode_vectors
 from storage import Layout, codecs
 
 FLOATS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 2.0**-24, 127 * 65504.0, 1e-30])
@@ -34,7 +34,7 @@ def test_hidden_states_are_coded_bit_for_bit_as_storage_does_it(states, coding):
     )
     if coding[0] == "float16":
         states = states.clip(-codecs.FLOAT16_MAX, codecs.FLOAT16_MAX)
-    found = stored(layout, encode_hidden(layout, torch.from_numpy(states)))
+    found = stored(layout, encode_vectors(layout, "hidden", torch.from_numpy(states)))
     assert_same_bits(found, codecs.encode_hidden(layout, states))
 
 
@@ -60,7 +60,7 @@ def test_states_of_a_half_precision_teacher_are_coded_as_their_float32_values(dt
     states = torch.randn(7, 1, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     for coding in ("int8", "bfloat16", "float16", "float32"):
         layout = Layout(positions="all", hidden=coding, hidden_layers=(1,), logits="none", top_k=0)
-        found = stored(layout, encode_hidden(layout, states))
+        found = stored(layout, encode_vectors(layout, "hidden", states))
         assert_same_bits(found, codecs.encode_hidden(layout, states.float().numpy()))
 
 
@@ -96,5 +96,5 @@ def test_what_is_not_finite_is_not_so_after_coding_either(coding, value):
     states[1, 0, 70] = value
     layout = Layout(positions="all", hidden=coding, hidden_layers=(1,), logits="none", top_k=0)
     with np.errstate(invalid="ignore"):
-        found = codecs.decode_hidden(layout, stored(layout, encode_hidden(layout, states)))
+        found = codecs.decode_vectors(layout, "hidden", stored(layout, encode_vectors(layout, "hidden", states)))
     assert np.isfinite(found).all((1, 2)).tolist() == [True, False, True]

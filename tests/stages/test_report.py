@@ -14,6 +14,7 @@ from stages.config import load_config
 from stages.context import Artefacts, Context
 from stages.errors import InputError
 from stages.report_page.content import LOAD
+from tests.stages.ensembles import with_second
 from tests.stages.finished_run import (
     COMMIT,
     DIGEST,
@@ -403,6 +404,23 @@ def test_losses_on_layers_and_self_attention_have_their_curves(tmp_path):
     page = make_report(artefacts)
     assert {"student-cos", "student-hidden", "student-relations", "student-attention"} <= set(page.ids)
     assert "hidden states of student and teacher, mean over pairs of layers, without its weight" in page.text
+
+
+def test_every_teacher_that_the_student_learned_from_is_named(tmp_path):
+    third = with_second()["teachers"]["second"]
+    overrides = with_second({"teacher": 0.7, "second": 0.3, "third": 0.0}, teachers={"third": third})
+    artefacts = write_finished_run(tmp_path / "project", **overrides)
+    other = {"fingerprint": FINGERPRINT, "root_digest": "5e" * 32}
+    change(artefacts.runs / "provenance.json", further_caches={"second": other})
+    text = make_report(artefacts).text
+    assert f"Root digest of the cache of second {other['root_digest']}" in text
+    assert "4.30 million parameters and 1 more teacher distilled into 2.72 million" in text
+    assert (
+        "so did the teacher “second”, a BERT of 3 layers and width 32 trained here; 593,573 positions of each" in text
+    )
+    assert "All figures that compare it with a teacher are of the first." in text
+    assert "teacher second a BERT of 3 layers and width 32 trained here 30.0 % of the loss on teachers" in text
+    assert "“third”" not in text
 
 
 def test_a_student_that_learned_nothing_of_the_teacher_is_not_called_distilled(tmp_path):

@@ -10,7 +10,7 @@ from stages.heads import Head
 from stages.row_targets import RowTargets
 from stages.teacher_targets import SeenSequences, TargetsComputer, batches
 from storage import Layout
-from storage.codecs import decode_hidden, decode_logits, encode_vectors
+from storage.codecs import decode_logits, decode_vectors, encode_vectors
 from tests.stages.tiny_models import tiny_bert
 
 EXACT = Layout(positions="all", hidden="float32", hidden_layers=(0, 2, 3), logits="float32", top_k=5)
@@ -60,7 +60,9 @@ def test_every_row_is_what_the_teacher_says_of_that_sequence_alone(batch_tokens)
     for number in range(len(LENGTHS)):
         rows = slice(int(sequences.offsets[number]), int(sequences.offsets[number + 1]))
         states, logits = alone(sequences, number)
-        np.testing.assert_allclose(decode_hidden(EXACT, targets.encoded)[rows], states[:, [0, 2, 3]], atol=2e-5)
+        np.testing.assert_allclose(
+            decode_vectors(EXACT, "hidden", targets.encoded)[rows], states[:, [0, 2, 3]], atol=2e-5
+        )
         np.testing.assert_allclose(targets.top_logits[rows], logits.topk(5).values, atol=5e-5)
         np.testing.assert_allclose(targets.stat[rows, 3], (logits / 2).logsumexp(-1), atol=5e-5)
 

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from storage import decode_hidden, decode_logits, decode_vectors, encode_hidden, encode_logits, encode_vectors
+from storage import decode_logits, decode_vectors, encode_hidden, encode_logits, encode_vectors
 from storage.codecs import Bfloat16, FloatCodec, Int8Groups, LogitGrid, logits_codec, row_blocks, vector_codec
 from tests.storage.build import BALANCED, DRAWS_ONLY, EXACT, LAYOUTS, LOGITS_ONLY, TAIL, THRESHOLD
 
@@ -31,8 +31,8 @@ def test_decoding_into_given_memory_equals_decoding_into_new(name):
     hidden = generator.standard_normal((9, 2, 24)).astype(np.float32)
     arrays = encode_hidden(layout, hidden)
     out = np.empty_like(hidden)
-    assert decode_hidden(layout, arrays, out) is out
-    assert np.array_equal(out, decode_hidden(layout, arrays))
+    assert decode_vectors(layout, "hidden", arrays, out) is out
+    assert np.array_equal(out, decode_vectors(layout, "hidden", arrays))
     logits = -np.sort(-generator.standard_normal((9, 5)), axis=1).astype(np.float32)
     arrays = {**encode_logits(layout, logits), "stat": logits[:, :1]}
     out = np.empty_like(logits)
@@ -48,7 +48,7 @@ def test_many_rows_are_coded_as_few_rows_are(layout):
     for row in (0, 127, 128, 299):
         alone = encode_hidden(layout, hidden[row : row + 1])
         assert all(np.array_equal(whole[name][row], alone[name][0]) for name in whole)
-    assert np.array_equal(decode_hidden(layout, whole)[299:], decode_hidden(layout, alone))
+    assert np.array_equal(decode_vectors(layout, "hidden", whole)[299:], decode_vectors(layout, "hidden", alone))
 
 
 @pytest.mark.parametrize("name", ["threshold", "tail"])

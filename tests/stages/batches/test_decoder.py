@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stages.batches import TargetDecoder, decoder_for, labelled_first, to_batch
 from stages.config import ConfigError
-from storage import Layout, decode_hidden, decode_logits, encode_hidden
+from storage import Layout, decode_logits, decode_vectors, encode_hidden
 from tests.stages.batches.conftest import EVERYTHING, RUNGS, first_shard
 
 
@@ -14,7 +14,7 @@ def test_both_decoders_give_the_same_values(reader):
     shard = reader.load(reader.shards("train")[0])
     layout = reader.description.splits["train"].layout
     batch, decoder = to_batch(shard, pad_id=0, wanted=EVERYTHING), decoder_for(reader.description, "train")
-    hidden = decode_hidden(layout, shard.hidden)[:, -1]
+    hidden = decode_vectors(layout, "hidden", shard.hidden)[:, -1]
     np.testing.assert_array_equal(decoder.hidden(batch).numpy(), hidden)
     logits = decode_logits(layout, {**shard.logits, "stat": shard.stat})
     np.testing.assert_array_equal(decoder.logits(batch).numpy(), logits)
@@ -180,5 +180,5 @@ def test_hidden_states_of_any_width_and_size_are_decoded_to_the_bits_that_storag
     arrays = encode_hidden(layout, values)
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     np.testing.assert_array_equal(
-        TargetDecoder(layout, (1.0,)).hidden(batch).numpy(), decode_hidden(layout, arrays)[:, -1]
+        TargetDecoder(layout, (1.0,)).hidden(batch).numpy(), decode_vectors(layout, "hidden", arrays)[:, -1]
     )

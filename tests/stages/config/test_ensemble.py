@@ -1,7 +1,7 @@
 import pytest
 
 from stages.config import ConfigError, cache_spec, load_config, to_plain
-from tests.stages.ensembles import with_second
+from tests.stages.ensembles import SHARES, with_second
 from tests.tiny import tiny_params
 
 
@@ -58,11 +58,70 @@ def test_a_further_teacher_may_be_too_small_for_the_students_which_are_made_of_t
     assert small.of_teacher("second").teacher.train.layers == 1
 
 
-def test_what_a_further_teacher_lacks_is_said_with_its_name():
-    with pytest.raises(
-        ConfigError, match=r"teachers.second: tokenize.sequence_tokens is 16; allowed: at most the teacher's"
-    ):
-        config(teachers={"second": {"train": {"max_positions": 8}}}).of_teacher("second")
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"train": {"steps": 0}}, "teachers.second.train.steps is 0; allowed: 1 or more"),
+        ({"train": {"seed": -1}}, "teachers.second.train.seed is -1"),
+        ({"train": None}, "teachers.second.train is null; allowed: its settings, as teachers.second.source is train"),
+        (
+            {"train": {"hidden_size": 31}},
+            r"teachers.second.train.hidden_size is 31; allowed: a multiple of teachers.second.train.attention_heads \(2\)",
+        ),
+        (
+            {"source": "adapt", "load": {"path": "x"}},
+            "teachers.second.adapt is null; allowed: its settings, as teachers.second.source is adapt",
+        ),
+        ({"load": {}}, "teachers.second.load is {}; allowed: one of path, hub_id and package"),
+        ({"load": {"hub_id": "x"}}, "teachers.second.load.revision is null"),
+        (
+            {"train": {"max_positions": 8}},
+            r"teachers.second: tokenize.sequence_tokens is 16; .* \(teachers.second.train.max_positions = 8\)",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_further_teacher_is_said_with_its_key_before_any_work(teacher, message):
+    for shares in (None, SHARES):
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            config(shares=shares, teachers={"second": teacher})
+
+
+def test_what_is_wrong_with_the_main_teacher_or_a_student_is_said_with_its_own_key():
+    with pytest.raises(ConfigError, match=r"^teacher\.train\.steps is 0"):
+        config(teacher={"train": {"steps": 0}})
+    with pytest.raises(ConfigError, match=r"^students\.half\.layers is 0"):
+        config(students={"half": {"layers": 0}})
+    with pytest.raises(ConfigError, match=r"^tokenize\.load is {}"):
+        config(tokenize={"load": {}})
+
+
+INSIDE_OF_THE_MAIN_ONE = [
+    {"train": {"weights": {"hidden": 1.0}, "layer_map": [[1, 2]]}},
+    {
+        "cache": {"attention_vectors": ["queries", "keys", "values"]},
+        "train": {"weights": {"relations": 1.0}, "relations": {"heads": 4, "teacher_block": 2}},
+    },
+    {
+        "cache": {"attention_vectors": ["queries", "keys"]},
+        "train": {"weights": {"attention": 1.0}, "attention_map": [[1, 2]]},
+    },
+    {"cache": {"hidden_layers": [1, 2]}},
+]
+
+
+@pytest.mark.parametrize("overrides", INSIDE_OF_THE_MAIN_ONE)
+def test_losses_on_the_main_teachers_layers_do_not_concern_one_that_no_ensemble_names(overrides):
+    assert config(shares=None, **overrides).of_teacher("second").teacher.train.layers == 3
+
+
+def test_layers_to_be_cached_have_to_be_there_in_every_teacher_and_the_last_one_where_it_is_learned_from():
+    with pytest.raises(ConfigError, match=r"teachers.second: cache.hidden_layers is \[1, 2\]; .* ends in 3"):
+        config(cache={"hidden_layers": [1, 2]})
+    with pytest.raises(ConfigError, match=r"teachers.second: cache.hidden_layers is \[2\]; allowed: 0 to 1, as the"):
+        config(shares=None, cache={"hidden_layers": [2]}, teachers={"second": {"train": {"layers": 1}}})
+
+
+def test_a_further_teacher_that_is_not_declared_is_refused_with_those_that_are():
     with pytest.raises(ConfigError, match=r"teacher 'secnd' is not in teachers; did you mean second\?"):
         config().of_teacher("secnd")
     with pytest.raises(ConfigError, match="teacher 'second' is not in teachers; it declares none"):
