@@ -24,7 +24,7 @@ from stages.models import (
 )
 from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
-from stages.speed import MAX_TOKENS, compare_speed
+from stages.speed.shapes import MAX_TOKENS, compare_speed
 from stages.students import build_student, copy_teacher, inputs_of, layer_map
 
 if TYPE_CHECKING:
