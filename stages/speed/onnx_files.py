@@ -52,11 +52,12 @@ class WithHidden(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model, self.head = model, Head.of(model)
+        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         hidden = encoder_hidden(self.model, input_ids, attention_mask)
-        return hidden, self.head.logits(hidden)
+        # Taken here, among the module's own parameters: the exporter would write a tied output matrix a second time.
+        return hidden, Head.of(self.model).logits(hidden)
 
 
 def export_onnx(model: PreTrainedModel, folder: Path, what: str) -> None:
@@ -98,7 +99,7 @@ def _export(model: PreTrainedModel, file: Path, what: str) -> OnnxSession:
         # torch.export, its translation, transformers' own code and ONNX Runtime each raise errors of their own.
         raise InputError(
             f"{what} ({type(model).__name__}) cannot be exported to ONNX by this version of torch and transformers "
-            f"({type(error).__name__}: {_first_line(error)}); measure without --onnx"
+            f"({_reason(error)}); measure without --onnx"
         ) from error
 
 
@@ -133,7 +134,7 @@ def _quantise(folder: Path, what: str) -> None:
         # onnx and onnxruntime have no common class for what they refuse.
         raise InputError(
             f"{what} was exported to ONNX and could not be quantised by this version of onnxruntime "
-            f"({type(error).__name__}: {_first_line(error)}); measure without --onnx"
+            f"({_reason(error)}); measure without --onnx"
         ) from error
 
 
@@ -173,5 +174,9 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """What is at the bottom of it, on one line: exporters wrap errors in advice for their developers."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

@@ -65,7 +65,7 @@ def read_sentences(file: Path, tokenizer: PreTrainedTokenizerBase, most_tokens: 
         raise InputError(
             f"no sentences could be read from {file} ({error}); expected a text file with a sentence a line, or a .tsv in GLUE's layout"
         ) from error
-    texts = _columns(file, lines) if file.suffix == ".tsv" else [(line,) for line in lines if line.strip()]
+    texts = _columns(file, lines) if lines and file.suffix == ".tsv" else [(line,) for line in lines if line.strip()]
     if not texts:
         raise InputError(f"{file} holds no sentence; expected one a line, or a .tsv in GLUE's layout")
     encoded = tokenizer(
