@@ -150,6 +150,12 @@ def _load(config: Config, context: Context) -> tuple[Subject, Subject]:
         context.progress.message(
             "models/teacher is not here: a model of its shape with random weights is timed in its place"
         )
+    ours, theirs = (ModelShape.of(model.config.to_dict()).vocabulary_size for model in (student, teacher))
+    if ours != theirs:
+        raise InputError(
+            f"models/student has a vocabulary of {ours} and the teacher one of {theirs}; expected a student of this teacher; run: "
+            "pipeline train-student"
+        )
     return (
         Subject(name="student", model=student, folder=artefacts.student),
         Subject(name="teacher", model=teacher, folder=folder),

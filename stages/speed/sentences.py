@@ -66,15 +66,19 @@ def read_sentences(file: Path, tokenizer: PreTrainedTokenizerBase, most_tokens: 
             f"no sentences could be read from {file} ({error}); expected a text file with a sentence a line, or a .tsv in GLUE's layout"
         ) from error
     texts = _columns(file, lines) if lines and file.suffix == ".tsv" else [(line,) for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"{file} holds no sentence; expected one a line, or a .tsv in GLUE's layout")
-    encoded = tokenizer(
-        *(list(column) for column in zip(*texts, strict=True)),
-        truncation=most_tokens is not None,
-        max_length=most_tokens,
-        return_attention_mask=False,
-    )["input_ids"]
+    encoded = (
+        tokenizer(
+            *(list(column) for column in zip(*texts, strict=True)),
+            truncation=most_tokens is not None,
+            max_length=most_tokens,
+            return_attention_mask=False,
+        )["input_ids"]
+        if texts
+        else []
+    )
     ids = tuple(tuple(row) for row in encoded if row)
+    if not ids:
+        raise InputError(f"{file} holds no sentence; expected one a line, or a .tsv in GLUE's layout")
     return Sentences(source=file.name, ids=ids, pad_id=_pad_id(tokenizer.pad_token_id))
 
 

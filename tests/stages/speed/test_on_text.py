@@ -14,6 +14,7 @@ from stages.models import count_parameters, folder_bytes, load_masked_lm
 from stages.speed import on_text
 from stages.speed.onnx_files import OnnxSession
 from tests.stages.speed.onnx_packages import needs_onnx
+from tests.stages.tiny_models import tiny_bert
 
 TIMES = {"pass_seconds", "latency_ms", "latency_ms_p90"}
 SPREAD = {"median", "low", "high"}
@@ -82,6 +83,12 @@ def test_a_teacher_that_is_not_here_is_replaced_by_its_shape(project):
 def test_without_a_student_the_command_that_makes_it_is_named(copy_cached):
     with pytest.raises(InputError, match="pipeline train-student"):
         speed(copy_cached())
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(project):
+    tiny_bert(vocabulary=70, hidden=32, layers=2, positions=16).save_pretrained(project.artefacts.teacher)
+    with pytest.raises(InputError, match="and the teacher one of 70; expected a student of this teacher"):
+        speed(project)
 
 
 @needs_onnx

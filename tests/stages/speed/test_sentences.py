@@ -61,6 +61,11 @@ def test_a_file_without_sentences_is_refused_saying_what_was_expected(tmp_path, 
         read_sentences(written(tmp_path, name, text), bert_like(), None)
 
 
+def test_sentences_of_which_no_token_is_left_are_none(tmp_path):
+    with pytest.raises(InputError, match="holds no sentence"):
+        read_sentences(written(tmp_path, "dev.tsv", "sentence\tlabel\n\t1\n"), gpt2_like(), None)
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     file = tmp_path / "weights.bin"
     file.write_bytes(b"\xff\xfe\x00\x81")
