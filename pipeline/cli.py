@@ -216,13 +216,52 @@ def train_student(config: Config, context: Context) -> None:
 
 
 @cli.command()
+@click.option(
+    "--speed",
+    is_flag=True,
+    help="Measure size and speed instead, beside the teacher's: writes runs/speed.json (docs/speed.md).",
+)
+@click.option(
+    "--sentences",
+    "sentences_file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --speed: on these, a sentence a line or a .tsv in GLUE's layout. Default: the cached split.",
+)
+@click.option(
+    "--batch-sizes",
+    metavar="N,N,...",
+    default=None,
+    callback=lambda context, option, value: None if value is None else numbers(context, option, value),
+    help="With --speed: of the batches that throughput is measured with. Default: 8,32.",
+)
+@click.option(
+    "--onnx",
+    is_flag=True,
+    help="With --speed: in ONNX Runtime too, float32 and int8; the student's files are left in models/onnx.",
+)
 @stage_command(takes_root=True)
-def evaluate(config: Config, context: Context) -> None:
+def evaluate(
+    config: Config,
+    context: Context,
+    speed: bool,
+    sentences_file: Path | None,
+    batch_sizes: list[int] | None,
+    onnx: bool,
+) -> None:
     """Compare the student with the teacher.
 
     Reads models/student and the cached targets of a split that it was not trained on, writes runs/evaluation.json.
-    Parameters: evaluate.
+    Parameters: evaluate. With --speed nothing of that: how large and how fast both are, on real sentences.
     """
+    if speed:
+        from stages.speed import on_text
+
+        sizes = on_text.BATCH_SIZES if batch_sizes is None else batch_sizes
+        on_text.run(config, context, sentences_file=sentences_file, batch_sizes=sizes, onnx=onnx)
+        return
+    if sentences_file is not None or batch_sizes is not None or onnx:
+        raise click.UsageError("--sentences, --batch-sizes and --onnx are for --speed: add it")
     from stages import evaluate as stage
 
     stage.run(config, context)

@@ -188,6 +188,16 @@ class Artefacts:
         """File with size and speed of the student called `name`, and of the teacher beside it."""
         return self.project / "runs" / f"speed-{name}.json"
 
+    @property
+    def speed_on_text(self) -> Path:
+        """File with the speed of the trained student and of its teacher on sentences."""
+        return self.runs / "speed.json"
+
+    @property
+    def student_onnx(self) -> Path:
+        """Folder of the trained student as ONNX files."""
+        return self.project / "models" / "onnx"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:

@@ -25,7 +25,7 @@ from stages.models import (
 )
 from stages.outputs import whole_folder, write_json
 from stages.provenance import write_resolved
-from stages.speed import MAX_TOKENS, compare_speed
+from stages.speed.shapes import MAX_TOKENS, compare_speed
 from stages.students import build_student, copied_blocks, copy_teacher, in_words, inputs_of
 
 if TYPE_CHECKING:

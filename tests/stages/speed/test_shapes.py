@@ -5,7 +5,7 @@ from stages.config import StudentConfig
 from stages.context import Artefacts, Context
 from stages.errors import Interrupted
 from stages.models import count_parameters
-from stages.speed import BATCH_SIZE, MIN_ROUNDS, compare_speed
+from stages.speed.shapes import BATCH_SIZE, MIN_ROUNDS, compare_speed
 from stages.students import build_student
 from tests.stages.tiny_models import tiny_bert
 
