@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COLOURS = (SECOND, FIRST, "#007a55", "#8a4f7d", "#6b6b00", INK)
 """Of the models in their order, the teacher's first; they repeat from the seventh on."""
 _ROW_INCHES = 0.16
+_AXIS = "score, %; a dot per seed, a line at the median"
 
 
 def draw(models: Sequence[ModelScores], file: Path) -> None:
@@ -22,7 +23,10 @@ def draw(models: Sequence[ModelScores], file: Path) -> None:
     step = len(models) + 1  # rows, one of them empty
     with style():
         figure, panel = axes(
-            "Scores of the fine-tuned models", "score, %", "", height=1.1 + _ROW_INCHES * step * len(names)
+            "Scores of the fine-tuned models",
+            "score, %; a dot per seed, a line at the median",
+            "",
+            height=1.1 + _ROW_INCHES * step * len(names),
         )
         for number, model in enumerate(models):
             colour = COLOURS[number % len(COLOURS)]

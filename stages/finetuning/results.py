@@ -44,10 +44,10 @@ def scores_like(folder: Path, task: str, identity: Mapping[str, Any]) -> dict[in
 
 def other_results(folder: Path, task: str, identity: Mapping[str, Any]) -> dict[Path, tuple[str, ...]]:
     """The results that a model has on a task and that are not of this identity, in what is said of it, and what differs."""
+    expected = {name: value for name, value in identity.items() if name != "seed"}
     differences = {}
     for file in sorted((folder / task).glob("*.json")):
-        found = {name: value for name, value in _read(file)["identity"].items() if name in identity}
-        expected = {**identity, "seed": found["seed"]}
+        found = {name: value for name, value in _read(file)["identity"].items() if name in expected}
         if differing := differing_fields(expected, found, found_in="in that result"):
             differences[file] = differing
     return differences
