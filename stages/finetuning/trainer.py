@@ -42,7 +42,7 @@ class Trained:
 
     steps: int
     loss: float
-    """Mean over the steps since the last but one line of the log."""
+    """Mean over the last steps: those since the last but one line of the log, or since the start that ended the training."""
     seconds: float
     """Over all starts that had a part in it."""
 

@@ -193,7 +193,7 @@ def test_a_training_that_was_stopped_or_killed_comes_out_as_an_uninterrupted_one
     project.finetune(context=replace(project.context, progress=counts))
     assert ("fine-tune on SST-2, seed 0", 4, 3) in counts.begun
     assert_same_tensors(kept_weights(project, "whole", "SST-2"), kept_weights(project, "student", "SST-2"))
-    assert project.result("student", "SST-2")["loss"] == project.result("whole", "SST-2")["loss"]
+    assert project.result("student", "SST-2")["figures"] == project.result("whole", "SST-2")["figures"]
 
 
 def test_one_that_was_stopped_while_it_was_scored_is_not_trained_again(project):
