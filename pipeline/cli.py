@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,12 @@ def _part(_context: click.Context, _parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error)) from None
 
 
+def _folder_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
+        raise click.BadParameter(f"{value!r} is no name for a folder: letters, digits, and then also . - _")
+    return value
+
+
 @cli.command("cache-teacher")
 @click.option(
     "--verify",
@@ -265,6 +272,37 @@ def evaluate(
     from stages import evaluate as stage
 
     stage.run(config, context)
+
+
+@cli.command()
+@click.argument("tasks", metavar="[TASK]...", nargs=-1)
+@click.option(
+    "--model",
+    default="student",
+    show_default=True,
+    metavar="MODEL",
+    help="student, teacher, or the folder of a Hugging Face model, relative to the project.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    callback=_folder_name,
+    help="What its results are called. Default: student, teacher, or the folder's name.",
+)
+@click.option("--replace", is_flag=True, help="Remove results of that name with other parameters, weights or data.")
+@stage_command()
+def finetune(
+    config: Config, context: Context, tasks: tuple[str, ...], model: str, name: str | None, replace: bool
+) -> None:
+    """Fine-tune a model on downstream tasks, and score it.
+
+    Each task of finetune.tasks, or those named, once per seed: GLUE, IMDb, SQuAD v1.1. Writes
+    runs/finetune/MODEL/TASK/SEED.json, and summary.json, summary.md and summary.png of all models beside. What is done is
+    not done again; stopped at any moment, it goes on where it was. Parameters: finetune (docs/finetuning.md).
+    """
+    from stages import finetune as stage
+
+    stage.run(config, context, tasks=tasks, model=model, name=name, replace_others=replace)
 
 
 @cli.command()

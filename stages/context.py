@@ -180,6 +180,15 @@ class Artefacts:
     def comparison(self) -> Path:
         return self.project / "runs" / "comparison.json"
 
+    @property
+    def finetuning(self) -> Path:
+        """Folder of the results of `pipeline finetune`, with a folder for each model, and their summary."""
+        return self.project / "runs" / "finetune"
+
+    def finetuned(self, model: str, task: str) -> Path:
+        """Folder of the models that came of fine-tuning a model on a task: one for each seed that is kept."""
+        return self.project / "models" / "finetuned" / model / task
+
     def tracker(self, name: str) -> Path:
         """Folder of what trainings, of a comparison too, report to the tracker called `name`."""
         return self.project / "runs" / name

@@ -159,26 +159,47 @@ def _load(
             "max_memory": memory or None,
             "offload_folder": str(spread.offload_folder),
         }
-    with _refused(IN_WORDS[objective], name), _attention_refused(name, attention):
-        # Sizes that do not match are let through here to be refused below: transformers' own error names none of them.
-        model, info = _CLASSES[objective].from_pretrained(
+    model, missing, mismatched = from_files(
+        _CLASSES[objective],
+        IN_WORDS[objective],
+        name,
+        revision=revision,
+        attn_implementation=attention,
+        dtype=dtype,
+        **placement,
+    )
+    refuse_unfit(name, mismatched)
+    return model, missing
+
+
+def from_files(
+    model_class: Any, what: str, name: str | Path, **settings: Any
+) -> tuple[PreTrainedModel, list[str], list[tuple[str, Any, Any]]]:
+    """A model of an `AutoModel...` class, which errors call `what`, with further settings of `from_pretrained`.
+
+    Beside it the names of the tensors that the files lack, and those that are there in another shape (name, found, expected):
+    both have random values. Raises `InputError` where there is no model, or its files are damaged.
+    """
+    with _refused(what, name), _attention_refused(name, settings.get("attn_implementation")):
+        # Sizes that do not match are let through here to be refused by the caller: transformers' own error names none of them.
+        model, info = model_class.from_pretrained(
             name,
-            revision=revision,
-            attn_implementation=attention,
-            dtype=dtype,
             trust_remote_code=False,  # not even asked for: transformers would wait for an answer on the terminal
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **placement,
+            **settings,
         )
-    mismatched = sorted(info["mismatched_keys"])
+    return model, sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+
+
+def refuse_unfit(name: str | Path, mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+    """Raise `InputError` where tensors in the files have another shape than the model's configuration says."""
     if mismatched:
         tensor, found, expected = mismatched[0]
         raise InputError(
             f"the weights in {name} do not fit its config.json: {len(mismatched)} tensors of another shape ({tensor} is "
             f"{tuple(found)}, ...); expected {tuple(expected)}"
         )
-    return model, sorted(info["missing_keys"])
 
 
 def require_model(folder: Path, what: str, command: str) -> None:

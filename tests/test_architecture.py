@@ -27,6 +27,7 @@ STAGES = {
     "init_student",
     "train_student",
     "evaluate",
+    "finetune",
     "report",
 }
 FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]

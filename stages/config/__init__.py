@@ -19,6 +19,7 @@ from stages.config.corpus import (
     TrainTokenizerConfig,
 )
 from stages.config.ensemble import check_ensemble, check_ensemble_widths, check_teachers
+from stages.config.finetune import FinetuneConfig, TaskConfig, TaskTraining
 from stages.config.layers import RelationsConfig, check_inner_shapes
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.presets import PRESETS
@@ -41,6 +42,7 @@ __all__ = [
     "DocstringsConfig",
     "EvaluateConfig",
     "FilesConfig",
+    "FinetuneConfig",
     "HubDatasetConfig",
     "LossWeights",
     "MachineConfig",
@@ -48,6 +50,8 @@ __all__ = [
     "RelationsConfig",
     "SourceConfig",
     "StudentConfig",
+    "TaskConfig",
+    "TaskTraining",
     "TeacherConfig",
     "TeacherTraining",
     "TokenizeConfig",
@@ -88,6 +92,8 @@ class Config:
     compare: CompareConfig | None = None
     teachers: dict[str, TeacherConfig] | None = joined(None)  # noqa: RUF009  None
     """Further teachers by name, for `train.ensemble`."""
+    finetune: FinetuneConfig | None = joined(None)  # noqa: RUF009  None
+    """Downstream tasks, for `pipeline finetune`."""
 
     def __post_init__(self) -> None:
         require(bool(self.students), "students", {}, "at least one student")

@@ -47,11 +47,16 @@ def training_arguments(config: Config, context: Context, run: TrainingRun, folde
         run_name=run.name,
         disable_tqdm=True,
     )
-    if torch.device(context.device).type == "cuda":
+    keep_to(arguments, context.device)
+    return arguments
+
+
+def keep_to(arguments: TrainingArguments, device: str) -> None:
+    """Have Trainer use this device and no other."""
+    if torch.device(device).type == "cuda":
         # It sets up a device of its own choice when it is first asked, which in one process is the first GPU.
         _ = arguments.device
-        torch.cuda.set_device(context.device)
-        arguments.__dict__["_setup_devices"] = torch.device(context.device)
+        torch.cuda.set_device(device)
+        arguments.__dict__["_setup_devices"] = torch.device(device)
     # Trainer would split a batch over all GPUs of the machine with DataParallel; there is no public way to forbid it.
     arguments._n_gpu = min(1, arguments.n_gpu)  # noqa: SLF001
-    return arguments

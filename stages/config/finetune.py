@@ -1,0 +1,200 @@
+"""Parameters of `pipeline finetune`: which downstream tasks, from which data, trained how."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from stages.config.base import build, merged, require, require_seed, suggest, to_plain
+from stages.errors import ConfigError
+
+TaskKind = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "IMDb", "SQuAD"]
+"""The nine tasks of GLUE, IMDb and SQuAD v1.1."""
+
+TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDatasetConfig:
+    """A dataset of the Hugging Face hub that holds one or several tasks."""
+
+    name: str
+    revision: str
+    """A commit or tag: an unpinned dataset would not reproduce."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "finetune.hub.*.name", self.name, "the id of a dataset")
+        require(bool(self.revision), "finetune.hub.*.revision", self.revision, "a commit or tag of the dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneHubConfig:
+    """Where on the hub the tasks are."""
+
+    glue: TaskDatasetConfig
+    """With a configuration for each of the nine tasks (`cola`, `sst2`, ...), as in nyu-mll/glue."""
+    imdb: TaskDatasetConfig
+    squad: TaskDatasetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTraining:
+    """How a model is fine-tuned on a task: AdamW, a linear warm-up and a linear decay to 0."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    """Examples (of SQuAD: windows) per optimizer step."""
+    max_tokens: int
+    """Longest input, special tokens included; of what is longer, the end is cut off. Never more than the model's positions."""
+    warmup_fraction: float
+    """Share of all steps."""
+    weight_decay: float
+    max_steps: int | None = None
+    """End after so many steps, with the schedule of that; null: after `epochs`."""
+    overlap_tokens: int = 128
+    """SQuAD: tokens of a context that two windows of it share, as `doc_stride` of transformers' run_qa."""
+    group_by_length: bool = True
+    """Batches of examples of similar length, in random order: less padding."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"finetune.training.{name}", getattr(self, name), "1 or more")
+        require(self.max_tokens >= 8, "finetune.training.max_tokens", self.max_tokens, "8 or more")
+        require(self.learning_rate > 0, "finetune.training.learning_rate", self.learning_rate, "more than 0")
+        require(self.weight_decay >= 0, "finetune.training.weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.warmup_fraction < 1, "finetune.training.warmup_fraction", self.warmup_fraction, "0 <= x < 1")
+        require(
+            self.max_steps is None or self.max_steps >= 1,
+            "finetune.training.max_steps",
+            self.max_steps,
+            "null or 1 and more",
+        )
+        require(self.overlap_tokens >= 0, "finetune.training.overlap_tokens", self.overlap_tokens, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task. What is left out is as the task's official layout and `finetune.training` have it."""
+
+    kind: TaskKind | None = None
+    """Which task it is; null: the one that it is called after."""
+    folder: str | None = None
+    """For `finetune.source: files`, relative to the project; null: a folder of the task's name in `finetune.folder`."""
+    train: tuple[str, ...] | None = None
+    """Files in that folder (.tsv as GLUE has it, .csv, .parquet, SQuAD's .json); null: those of the official layout."""
+    evaluation: tuple[str, ...] | None = None
+    """The same for the examples that the scores are of."""
+    held_out: float | None = None
+    """Evaluate on this share of the training examples instead, taken from them (SQuAD: whole articles). For data without a dev set."""
+    train_examples: int | None = None
+    """Only so many, drawn without a look at the seed; null: all."""
+    evaluation_examples: int | None = None
+    training: dict[str, Any] | None = None
+    """What differs from `finetune.training`."""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "evaluation"):
+            require(getattr(self, name) != (), f"finetune.tasks.*.{name}", [], "null or at least one file")
+        for name in ("train_examples", "evaluation_examples"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"finetune.tasks.*.{name}", value, "null or 1 and more")
+        require(
+            self.held_out is None or 0 < self.held_out < 1,
+            "finetune.tasks.*.held_out",
+            self.held_out,
+            "null or 0 < x < 1",
+        )
+        require(
+            self.held_out is None or self.evaluation is None,
+            "finetune.tasks.*.evaluation",
+            list(self.evaluation or ()),
+            "null, as held_out takes the evaluation's examples from the training's",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """`pipeline finetune`: a model with a new head on downstream tasks, once per seed."""
+
+    source: Literal["hub", "files"]
+    seeds: tuple[int, ...]
+    """Each task is done once per seed, which draws the new head, the order of the examples and the dropout."""
+    training: TaskTraining
+    tasks: dict[str, TaskConfig]
+    hub: FinetuneHubConfig | None = None
+    folder: str | None = None
+    """For `source: files`: where each task has a folder of its own."""
+    keep: Literal["none", "best", "all"] = "best"
+    """Which fine-tuned models stay in `models/finetuned`: none, that of the seed with the best score, or one per seed."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    evaluation_batch_size: int = 64
+    checkpoint_steps: int = 1000
+    log_steps: int = 20
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+            "finetune.seeds",
+            list(self.seeds),
+            "one or more, each once",
+        )
+        for seed in self.seeds:
+            require_seed("finetune.seeds", seed)
+        for name in ("evaluation_batch_size", "checkpoint_steps", "log_steps"):
+            require(getattr(self, name) >= 1, f"finetune.{name}", getattr(self, name), "1 or more")
+        require(bool(self.tasks), "finetune.tasks", {}, "at least one task")
+        require(
+            self.source == "files" or self.hub is not None,
+            "finetune.hub",
+            None,
+            "datasets and their revisions, as finetune.source is hub",
+        )
+        for name in self.tasks:
+            require(
+                bool(re.fullmatch(r"\w[\w.-]*", name)),
+                "finetune.tasks",
+                name,
+                "names for a folder: letters, digits, and then also . - _",
+            )
+            self.kind_of(name)
+            self.training_of(name)
+            if self.source == "files":
+                self.folder_of(name)
+
+    def kind_of(self, name: str) -> TaskKind:
+        """Which task `name` is. Raises `ConfigError` for one that is not in `tasks`, or of no kind that there is."""
+        if name not in self.tasks:
+            raise ConfigError(f"task {name!r} is not in finetune.tasks; {suggest(name, self.tasks)}")
+        kind = self.tasks[name].kind or name
+        for known in TASK_KINDS:
+            if known == kind:
+                return known
+        raise ConfigError(
+            f"finetune.tasks.{name} does not say of which kind it is; expected kind: one of {', '.join(TASK_KINDS)}, "
+            "unless it is called after one"
+        )
+
+    def training_of(self, name: str) -> TaskTraining:
+        """`training` with the changes of the task. Raises `ConfigError` naming the task."""
+        changes = self.tasks[name].training or {}
+        try:
+            return build(TaskTraining, merged(to_plain(self.training), changes), f"finetune.tasks.{name}.training")
+        except ConfigError as error:
+            found = str(error)
+            raise ConfigError(
+                found if found.startswith(("unknown key", "finetune.tasks")) else f"finetune.tasks.{name}: {found}"
+            ) from None
+
+    def folder_of(self, name: str) -> str:
+        """The folder of the task's files. Raises `ConfigError` where none is named."""
+        task = self.tasks[name]
+        if task.folder is not None:
+            return task.folder
+        if self.folder is None:
+            raise ConfigError(
+                f"finetune.tasks.{name}.folder is null, and so is finetune.folder; expected where its files are, as "
+                "finetune.source is files"
+            )
+        return f"{self.folder}/{name}"

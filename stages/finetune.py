@@ -1,0 +1,342 @@
+"""Stage `finetune`: a model with a new head on downstream tasks, once per seed, and its official scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from stages.config import Config, FinetuneConfig, TaskTraining, to_plain
+from stages.context import Context
+from stages.device import Precision, resolve_precision
+from stages.errors import ConfigError, InputError
+from stages.finetuning.outputs import outputs_of
+from stages.finetuning.results import (
+    VERSION,
+    finished,
+    kept_seeds,
+    other_results,
+    remove_others,
+    result_file,
+    scores_like,
+    write_model,
+)
+from stages.finetuning.summary import publish_summary
+from stages.finetuning.trainer import fine_tune
+from stages.models import DIGEST_SHOWN, count_parameters, require_model, weights_digest
+from stages.outputs import whole_folder, write_json
+from stages.provenance import package_versions
+from stages.task_models import BaseModel
+from stages.tasks import TASKS
+from stages.tasks.data import TaskData, check_task, read_task
+from stages.tasks.task import Encoded, Task
+from stages.training.checkpoints import Checkpoints
+from storage.files import discard
+from storage.identity import canonical_json
+from storage.locking import lock
+
+_EAGER_TOKENS = 128
+"""On a CPU, attention on inputs of up to so many tokens is faster without a fused kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """The model that is fine-tuned."""
+
+    name: str
+    base: BaseModel
+    weights: str
+    """Digest of its files."""
+    results: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One task for one model."""
+
+    name: str
+    task: Task[Any]
+    training: TaskTraining
+    subject: _Subject
+    settings: FinetuneConfig
+    precision: Precision
+
+
+def run(
+    config: Config,
+    context: Context,
+    *,
+    tasks: Sequence[str] = (),
+    model: str = "student",
+    name: str | None = None,
+    replace_others: bool = False,
+) -> None:
+    """Write `runs/finetune/<model>/<task>/<seed>.json`, and `summary.json`, `summary.md` and `summary.png` of all models there.
+
+    `tasks` are names in `finetune.tasks`, empty: all. `model`: `student`, `teacher`, or a model folder, relative to the project;
+    `name` is what its results are called. What has a result with the same parameters, weights and data is not done again; results
+    with others are refused, or removed where `replace_others`.
+    Checkpoints lie in `checkpoints/finetune-<fingerprint>`.
+
+    Raises `ConfigError` for parameters that name no such task, `InputError` for a model or data that cannot be used,
+    `storage.LockedError` where another process does the same seed, `Interrupted` after a checkpoint when asked to stop.
+    """
+    settings = config.finetune
+    if settings is None:
+        raise ConfigError(
+            "finetune is missing in params.yaml; expected its tasks, seeds and training (docs/finetuning.md), as in "
+            "recipes/distilbert/params.yaml"
+        )
+    names = list(dict.fromkeys(tasks)) or list(settings.tasks)
+    kinds = {task: TASKS[settings.kind_of(task)] for task in names}
+    folder = _folder_of(model, context)
+    base = BaseModel.of(folder, {task.head for task in kinds.values()})
+    called = name or _name_of(folder, context)
+    subject = _Subject(
+        name=called,
+        base=base,
+        weights=weights_digest(folder),
+        results=context.artefacts.finetuning / called,
+    )
+    precision = resolve_precision(settings.precision, context.device)
+    jobs = [
+        _Job(
+            name=task_name,
+            task=task,
+            training=_fitting(settings.training_of(task_name), base, task_name, context),
+            subject=subject,
+            settings=settings,
+            precision=precision,
+        )
+        for task_name, task in kinds.items()
+    ]
+    for job in jobs:  # what would be refused is refused before the first of them takes an hour
+        check_task(settings, job.name, job.task, context.artefacts.project)
+        job.task.check(base.tokenizer, job.training, job.name)
+        _clear(job, _parameters(job), replace_others, context)
+    write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
+    for job in jobs:
+        _do(job, replace_others, context)
+    publish_summary(context)
+
+
+def _folder_of(model: str, context: Context) -> Path:
+    artefacts = context.artefacts
+    if model == "student":
+        require_model(artefacts.student, "the trained student", "pipeline train-student")
+        return artefacts.student
+    if model == "teacher":
+        require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
+        return artefacts.teacher
+    folder = artefacts.project / model
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds no model; expected student, teacher, or a Hugging Face model folder (--model), with its config.json"
+        )
+    return folder
+
+
+def _shown_path(folder: Path, context: Context) -> str:
+    project, folder = context.artefacts.project.resolve(), folder.resolve()
+    return folder.relative_to(project).as_posix() if folder.is_relative_to(project) else str(folder)
+
+
+def _name_of(folder: Path, context: Context) -> str:
+    """`student-init-half` for `models/student-init/half`; the folder's own name elsewhere. Raises `InputError` for a reserved one."""
+    models = (context.artefacts.project / "models").resolve()
+    if folder.resolve().is_relative_to(models):
+        return "-".join(folder.resolve().relative_to(models).parts)
+    if folder.name in {"student", "teacher"}:
+        raise InputError(f"{folder} would be called {folder.name!r}, as another model is; give it a name with --name")
+    return folder.resolve().name
+
+
+def _fitting(training: TaskTraining, base: BaseModel, name: str, context: Context) -> TaskTraining:
+    """The training with inputs that the model has positions for."""
+    if base.positions is None or base.positions >= training.max_tokens:
+        return training
+    context.progress.message(
+        f"{name}: inputs are cut to {base.positions} tokens, as the model has no more positions (max_tokens is {training.max_tokens})"
+    )
+    return replace(training, max_tokens=base.positions)
+
+
+def _do(job: _Job, replace_others: bool, context: Context) -> None:
+    """All seeds of a task."""
+    data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
+    identity = {**_parameters(job), "data": data.digests}
+    _clear(job, identity, replace_others, context)
+    identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
+    missing = [
+        seed
+        for seed, of_seed in identities.items()
+        if finished(result_file(job.subject.results, job.name, seed), of_seed) is None
+    ]
+    if len(missing) < len(identities):
+        context.progress.message(f"{job.name}: {len(identities) - len(missing)} of {len(identities)} seeds are done")
+    if not missing:
+        return
+    encoded = _encoded(job, data, context)
+    for seed in missing:
+        _do_seed(job, seed, identities[seed], data, encoded, context)
+
+
+def _clear(job: _Job, identity: dict[str, Any], replace_others: bool, context: Context) -> None:
+    """Refuse, or remove, results that are not of this identity: one table must not mix them. Raises `InputError`."""
+    others = other_results(job.subject.results, job.name, identity)
+    if not others:
+        return
+    file, differences = next(iter(others.items()))
+    if not replace_others:
+        raise InputError(
+            f"{context.artefacts.shown(file)} is of other parameters, weights or data: {'; '.join(differences)}; give these results "
+            "another name with --name, or replace those with --replace"
+        )
+    for file in others:
+        discard(file)
+    context.progress.message(f"{job.name}: removed {len(others)} results of other parameters, weights or data")
+
+
+def _parameters(job: _Job) -> dict[str, Any]:
+    """What determines a result, but for its data and its seed."""
+    tokenizer = job.subject.base.tokenizer.backend_tokenizer.to_str()
+    return {
+        "version": VERSION,
+        "kind": job.task.kind,
+        "training": to_plain(job.training),
+        "weights": job.subject.weights,
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+    }
+
+
+def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, dict[str, Encoded]]:
+    """The inputs of the training and of each evaluation set."""
+    total = len(data.train) + sum(map(len, data.evaluation.values()))
+    context.progress.begin(f"tokenize {job.name}", total, "examples")
+
+    def encode(examples: Sequence[Any], *, learning: bool) -> Encoded:
+        return job.task.encode(
+            examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
+        )
+
+    return (
+        encode(data.train, learning=True),
+        {name: encode(examples, learning=False) for name, examples in data.evaluation.items()},
+    )
+
+
+def _counted(context: Context) -> Callable[[int], None]:
+    def done(examples: int) -> None:
+        context.progress.advance(examples)
+        context.stop_if_asked("the results of finished seeds are kept")
+
+    return done
+
+
+def _do_seed(
+    job: _Job,
+    seed: int,
+    identity: dict[str, Any],
+    data: TaskData[Any],
+    encoded: tuple[Encoded, dict[str, Encoded]],
+    context: Context,
+) -> None:
+    """Fine-tune, score and record one seed."""
+    artefacts, subject = context.artefacts, job.subject
+    # What may change the last bits makes another training, but not another result.
+    run_ = {
+        "identity": identity,
+        "precision": job.precision,
+        "device": torch.device(context.device).type,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    fingerprint = hashlib.sha256(canonical_json(run_)).hexdigest()
+    checkpoints = Checkpoints(
+        folder=artefacts.checkpoints / f"finetune-{fingerprint[:16]}",
+        run=fingerprint,
+        cache=data.digests["train"],
+        kept=1,
+    )
+    file = result_file(subject.results, job.name, seed)
+    artefacts.checkpoints.mkdir(parents=True, exist_ok=True)
+    with lock(artefacts.checkpoints, checkpoints.folder.name, "this fine-tuning"):
+        if finished(file, identity) is not None:  # by another process, in the meantime
+            return
+        train, evaluation = encoded
+        short = context.device == "cpu" and job.training.max_tokens <= _EAGER_TOKENS
+        model = subject.base.with_head(job.task.head, job.task.labels, seed=seed, attention="eager" if short else None)
+        trained = fine_tune(
+            model,
+            train.rows,
+            name=job.name,
+            pad_id=subject.base.pad_id,
+            training=job.training,
+            seed=seed,
+            precision=job.precision,
+            settings=job.settings,
+            checkpoints=checkpoints,
+            context=context,
+        )
+        context.progress.begin(
+            f"score {job.name}, seed {seed}", sum(len(some.rows) for some in evaluation.values()), "inputs"
+        )
+        outputs = {
+            name: outputs_of(
+                model,
+                some,
+                job.task.head,
+                pad_id=subject.base.pad_id,
+                batch_size=job.settings.evaluation_batch_size,
+                precision=job.precision,
+                context=context,
+            )
+            for name, some in evaluation.items()
+        }
+        figures = job.task.figures(
+            {name: (data.evaluation[name], evaluation[name], outputs[name]) for name in evaluation}
+        )
+        score = sum(figures[name] for name in job.task.scored_by) / len(job.task.scored_by)
+        kept = kept_seeds(job.settings.keep, {**scores_like(subject.results, job.name, identity), seed: score})
+        models = artefacts.finetuned(subject.name, job.name)
+        if seed in kept:
+            with whole_folder(models / str(seed)) as draft:
+                model.save_pretrained(draft)
+                subject.base.tokenizer.save_pretrained(draft)
+        write_json(
+            file,
+            {
+                "model": subject.name,
+                "task": job.name,
+                "kind": job.task.kind,
+                "seed": seed,
+                "score": score,
+                "figures": figures,
+                "scored_by": list(job.task.scored_by),
+                "examples": {
+                    "train": len(data.train),
+                    "evaluation": sum(map(len, data.evaluation.values())),
+                },
+                "inputs": len(train.rows),
+                "steps": trained.steps,
+                "loss": trained.loss,
+                "seconds": trained.seconds,
+                "parameters": count_parameters(model),
+                "weights": subject.weights[:DIGEST_SHOWN],
+                "run_fingerprint": fingerprint,
+                "commit": context.commit,
+                "packages": package_versions(),
+                **{name: run_[name] for name in ("precision", "device", "identity")},
+            },
+        )
+        remove_others(models, kept)
+        discard(checkpoints.folder)
+        context.progress.message(f"{job.name}, seed {seed}: {_shown(figures)}")
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f}" for name, value in figures.items())

@@ -1,0 +1,174 @@
+"""The examples of a task: read from files or the hub, split and cut down as its parameters say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from stages.config import FinetuneConfig
+from stages.errors import InputError
+from stages.randomness import permutation
+from stages.tasks.reading import hub_rows
+from stages.tasks.task import Task
+
+E = TypeVar("E")
+
+HELD_OUT = "held out"
+"""Purpose of the random order that takes examples for the evaluation from those of the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData(Generic[E]):
+    """What a task is learned from, and the sets that it is scored on, by name (empty where there is one)."""
+
+    train: Sequence[E]
+    evaluation: dict[str, Sequence[E]]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the examples, for `train` and `evaluation`: the same ones give the same, wherever they were read from."""
+        everything = {"train": {"": self.train}, "evaluation": self.evaluation}
+        digests = {}
+        for part, sets in everything.items():
+            digest = hashlib.sha256()
+            for name, examples in sets.items():
+                digest.update(f"{name}\0{len(examples)}\0".encode())
+                for example in examples:
+                    digest.update(repr(tuple(example)).encode())  # type: ignore[arg-type]  # named tuples all
+            digests[part] = digest.hexdigest()
+        return digests
+
+
+def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path) -> None:
+    """Refuse files that are not there, without reading any. Raises `InputError`."""
+    if config.source == "files":
+        _Files(config, name, task, project, lambda _: None).check()
+
+
+def read_task(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> TaskData[E]:
+    """The data of the task called `name` in the parameters. Raises `InputError` for what is not there or not as expected."""
+    settings = config.tasks[name]
+    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+    train = source.train()
+    if settings.held_out is None:
+        evaluation: dict[str, Sequence[E]] = source.evaluation()
+    else:
+        train, held_out = hold_out(train, task.unit, settings.held_out)
+        if not held_out or not train:
+            raise InputError(
+                f"{name}: a share of {settings.held_out} (finetune.tasks.{name}.held_out) leaves {len(train)} examples for the "
+                f"training and {len(held_out)} for the evaluation; expected some of each"
+            )
+        evaluation = dict.fromkeys(task.layout.evaluation, held_out)
+    for part, examples in (("training", train), *(("evaluation", some) for some in evaluation.values())):
+        if not examples:
+            raise InputError(f"{name}: there are no examples for the {part}; expected at least one")
+    return TaskData(
+        train=_drawn(train, settings.train_examples),
+        evaluation={part: _drawn(examples, settings.evaluation_examples) for part, examples in evaluation.items()},
+    )
+
+
+def hold_out(examples: Sequence[E], unit: Callable[[E], str], share: float) -> tuple[list[E], list[E]]:
+    """The examples without, and with, at least `share` of them that were drawn; those of one unit stay together."""
+    units: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        units.setdefault(unit(example), []).append(place)
+    groups = list(units.values())
+    taken: set[int] = set()
+    for number in permutation(HELD_OUT, 0, len(groups)):
+        if len(taken) >= share * len(examples):
+            break
+        taken.update(groups[number])
+    return (
+        [example for place, example in enumerate(examples) if place not in taken],
+        [example for place, example in enumerate(examples) if place in taken],
+    )
+
+
+def _drawn(examples: Sequence[E], count: int | None) -> Sequence[E]:
+    """So many of the examples, in their order; files are often sorted by label."""
+    if count is None or count >= len(examples):
+        return examples
+    return [examples[place] for place in sorted(permutation("drawn examples", 0, len(examples))[:count])]
+
+
+class _Files:
+    """A task's folder."""
+
+    def __init__(
+        self, config: FinetuneConfig, name: str, task: Task[Any], project: Path, message: Callable[[str], None]
+    ) -> None:
+        self._settings, self._name, self._task, self._message = config.tasks[name], name, task, message
+        self._folder = project / config.folder_of(name)
+        if not self._folder.is_dir():
+            raise InputError(
+                f"{self._folder} is no folder; expected the files of {task.kind}; set finetune.tasks.{name}.folder, or "
+                "finetune.folder for all tasks, or finetune.source: hub"
+            )
+
+    def check(self) -> None:
+        self._files("train")
+        if self._settings.held_out is None:
+            self._files("evaluation")
+
+    def train(self) -> list[Any]:
+        return self._read(self._files("train")[""])
+
+    def evaluation(self) -> dict[str, Sequence[Any]]:
+        return {part: self._read(paths) for part, paths in self._files("evaluation").items()}
+
+    def _read(self, paths: Sequence[Path]) -> list[Any]:
+        return [example for path in paths for example in self._task.read(path, self._message)]
+
+    def _files(self, key: Literal["train", "evaluation"]) -> dict[str, list[Path]]:
+        """The files of each set: all that are named, else the first of the layout that is there."""
+        layout = {"": self._task.layout.train} if key == "train" else self._task.layout.evaluation
+        given = getattr(self._settings, key)
+        at = f"finetune.tasks.{self._name}.{key}"
+        if given is None:
+            return {part: [self._first_of(names, key)] for part, names in layout.items()}
+        if len(layout) > 1 and len(given) != len(layout):
+            raise InputError(
+                f"{at} names {len(given)} files; expected one for each of {', '.join(layout)}, in this order"
+            )
+        paths = [self._folder / name for name in given]
+        for path in paths:
+            if not path.exists():
+                raise InputError(f"{path} is not there; expected the files that {at} names")
+        return dict(zip(layout, [[path] for path in paths], strict=True)) if len(layout) > 1 else {"": paths}
+
+    def _first_of(self, names: Sequence[str], key: str) -> Path:
+        for name in names:
+            if (self._folder / name).exists():
+                return self._folder / name
+        others = f"finetune.tasks.{self._name}.{key}" + (" or .held_out" if key == "evaluation" else "")
+        raise InputError(
+            f"{self._folder} has none of {', '.join(names)}; expected the {key} examples of {self._task.kind} in one of them; "
+            f"else set {others}"
+        )
+
+
+class _Hub:
+    """A task in a dataset of the hub."""
+
+    def __init__(self, config: FinetuneConfig, task: Task[Any]) -> None:
+        assert config.hub is not None
+        self._task, self._key = task, f"finetune.hub.{task.layout.hub}"
+        self._dataset = getattr(config.hub, task.layout.hub)
+
+    def train(self) -> list[Any]:
+        return self._read("train")
+
+    def evaluation(self) -> dict[str, Sequence[Any]]:
+        return {part: self._read(split) for part, split in self._task.layout.evaluation_splits.items()}
+
+    def _read(self, split: str) -> list[Any]:
+        configuration = self._task.layout.configuration
+        rows = hub_rows(self._dataset.name, configuration, split, self._dataset.revision, self._key)
+        return self._task.from_rows(rows, f"{self._dataset.name}, {configuration}, {split}")
