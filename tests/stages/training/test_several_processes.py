@@ -63,7 +63,9 @@ def test_torchrun_shows_one_message_and_the_code_of_each_process(without_dropout
     done = torchrun("train-student", "--project", project.folder, "-S", "train.stepz=3")
     assert done.returncode == 1
     assert done.stderr.count("error: unknown key train.stepz; did you mean steps?") == 1
-    assert set(re.findall(r"exitcode *: (-?\d+)", done.stderr)) == {"2"}
+    codes = set(re.findall(r"exitcode *: (-?\d+)", done.stderr))
+    assert "2" in codes
+    assert codes <= {"2", "-15"}  # torchrun ends the others once one has failed, if they are slower
 
 
 def test_two_processes_under_torchrun_give_the_losses_and_the_student_of_one(of_one):
