@@ -17,8 +17,8 @@ table: $(INSTALLED)  ## students from the cache beside MLM alone and random weig
 	$(BIN)/dvc repro -q -s -f report
 	@echo "the table is in runs/comparison.md and in report/index.html"
 
-test: $(INSTALLED)  ## all tests but the campaigns
-	$(BIN)/python -m pytest -m "not campaign"
+test: $(INSTALLED)  ## all tests but the campaigns, the files of tests shared out among two processes
+	$(BIN)/python -m pytest -m "not campaign" -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## style, types, import layers, documentation
 	$(BIN)/ruff check .
