@@ -162,22 +162,19 @@ class CacheConfig:
 
     def check_hidden_layers(self, teacher_layers: int) -> None:
         """Refuse layers that the teacher does not have. Raises `ConfigError`."""
-        layers = self.hidden_layers
-        require(
-            layers is None or layers[-1] <= teacher_layers,
-            "cache.hidden_layers",
-            None if layers is None else list(layers),
-            f"0 to {teacher_layers}, as the teacher has {teacher_layers} blocks",
-        )
+        self._check_last("hidden_layers", 0, teacher_layers)
 
     def check_attention_layers(self, teacher_layers: int) -> None:
         """Refuse blocks that the teacher does not have. Raises `ConfigError`."""
-        layers = self.attention_layers
+        self._check_last("attention_layers", 1, teacher_layers)
+
+    def _check_last(self, name: str, first: int, teacher_layers: int) -> None:
+        layers = getattr(self, name)
         require(
             layers is None or layers[-1] <= teacher_layers,
-            "cache.attention_layers",
+            f"cache.{name}",
             None if layers is None else list(layers),
-            f"1 to {teacher_layers}, as the teacher has {teacher_layers} blocks",
+            f"{first} to {teacher_layers}, as the teacher has {teacher_layers} blocks",
         )
 
     def _check_codings(self) -> None:
