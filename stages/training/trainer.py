@@ -222,11 +222,7 @@ class DistillationTrainer(Trainer):
 
 
 def _sums_of(saved: list[list[float]], processes: Processes) -> list[float]:
-    """What this process goes on adding to; only all of them together matter where there are more or fewer than there were.
-
-    A checkpoint from before a part of the loss joined the log has no sum for it.
-    """
-    saved = [[*sums, *[0.0] * (len(LOSSES) - len(sums))] for sums in saved]
+    """What this process goes on adding to; only all of them together matter where there are more or fewer than there were."""
     if len(saved) == processes.size:
         return saved[processes.rank]
     return _together(saved) if processes.rank == 0 else [0.0] * len(LOSSES)
