@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -31,21 +31,23 @@ class TaskData(Generic[E]):
     def digests(self) -> dict[str, str]:
         """SHA-256 of the examples, for `train` and `evaluation`: the same ones give the same, wherever they were read from."""
         everything = {"train": {"": self.train}, "evaluation": self.evaluation}
-        digests = {}
-        for part, sets in everything.items():
-            digest = hashlib.sha256()
-            for name, examples in sets.items():
-                digest.update(f"{name}\0{len(examples)}\0".encode())
-                for example in examples:
-                    digest.update(repr(tuple(example)).encode())  # type: ignore[arg-type]  # named tuples all
-            digests[part] = digest.hexdigest()
-        return digests
+        return {part: examples_digest(sets) for part, sets in everything.items()}
 
 
-def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path) -> None:
-    """Refuse files that are not there, without reading any. Raises `InputError`."""
+def examples_digest(sets: Mapping[str, Sequence[Any]]) -> str:
+    """SHA-256 of examples, set by set."""
+    digest = hashlib.sha256()
+    for name, examples in sets.items():
+        digest.update(f"{name}\0{len(examples)}\0".encode())
+        for example in examples:
+            digest.update(repr(tuple(example)).encode())
+    return digest.hexdigest()
+
+
+def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path, *, learning: bool = True) -> None:
+    """Refuse files that are not there, without reading any; unless `learning`, those of the evaluation. Raises `InputError`."""
     if config.source == "files":
-        _Files(config, name, task, project, lambda _: None).check()
+        _Files(config, name, task, project, lambda _: None).check(learning=learning)
 
 
 def read_task(
@@ -72,6 +74,38 @@ def read_task(
         train=_drawn(train, settings.train_examples),
         evaluation={part: _drawn(examples, settings.evaluation_examples) for part, examples in evaluation.items()},
     )
+
+
+def read_evaluation(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> dict[str, Sequence[E]]:
+    """The evaluation sets of `read_task` alone; examples to learn from are read only where those are taken from them."""
+    settings = config.tasks[name]
+    if settings.held_out is not None:
+        return read_task(config, name, task, project, message).evaluation
+    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+    evaluation = {part: _drawn(some, settings.evaluation_examples) for part, some in source.evaluation().items()}
+    if not all(evaluation.values()):
+        raise InputError(f"{name}: there are no examples for the evaluation; expected at least one")
+    return evaluation
+
+
+def read_unlabelled(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> list[E]:
+    """The examples without labels in the files that `unlabelled` names, in this order. Raises `InputError`."""
+    folder = project / config.folder_of(name) if config.source == "files" else project
+    examples: list[E] = []
+    for file in config.tasks[name].unlabelled or ():
+        if not (folder / file).exists():
+            raise InputError(f"{folder / file} is not there; expected what finetune.tasks.{name}.unlabelled names")
+        found = task.read_unlabelled(folder / file, message)
+        if not found:
+            raise InputError(
+                f"{folder / file} has no examples; expected at least one (finetune.tasks.{name}.unlabelled)"
+            )
+        examples += found
+    return examples
 
 
 def hold_out(examples: Sequence[E], unit: Callable[[E], str], share: float) -> tuple[list[E], list[E]]:
@@ -112,8 +146,9 @@ class _Files:
                 "finetune.folder for all tasks, or finetune.source: hub"
             )
 
-    def check(self) -> None:
-        self._files("train")
+    def check(self, *, learning: bool) -> None:
+        if learning or self._settings.held_out is not None:
+            self._files("train")
         if self._settings.held_out is None:
             self._files("evaluation")
 
