@@ -130,12 +130,12 @@ class TaskConfig:
     """Evaluate on this share of the training examples instead, taken from them (SQuAD: whole articles). For data without a dev set."""
     train_examples: int | None = None
     """Only so many, drawn without a look at the seed; null: all."""
-    evaluation_examples: int | None = None  # noqa: RUF009  None
+    evaluation_examples: int | None = None
     training: dict[str, Any] | None = None
-    """What differs from `finetune.training`."""  # noqa: RUF009  None
-    distillation: dict[str, Any] | None = joined(None)
+    """What differs from `finetune.training`."""
+    distillation: dict[str, Any] | None = joined(None)  # noqa: RUF009  None
     """What differs from `finetune.distillation`."""
-    unlabelled: tuple[str, ...] | None = joined(None)
+    unlabelled: tuple[str, ...] | None = joined(None)  # noqa: RUF009  None
     """Files of further texts without labels, for the task's cache (Bucila et al. 2006): the teacher's answers are their labels. In
     the task's folder, or, with `finetune.source: hub`, relative to the project; null: none."""
 
@@ -165,10 +165,10 @@ class FinetuneConfig:
 
     source: Literal["hub", "files"]
     seeds: tuple[int, ...]
-    """Each task is done once per seed, which draws the new head, the order of the examples and the dropout."""  # noqa: RUF009  None
+    """Each task is done once per seed, which draws the new head, the order of the examples and the dropout."""
     training: TaskTraining
     tasks: dict[str, TaskConfig]
-    distillation: DistillationConfig | None = joined(None)
+    distillation: DistillationConfig | None = joined(None)  # noqa: RUF009  None
     """For `--distil`; null: the values of DistilBERT's script."""
     hub: FinetuneHubConfig | None = None
     folder: str | None = None
