@@ -13,7 +13,7 @@ from storage.codecs import BFLOAT16_INFINITY, GAP_MAX, INT8_FILL, INT8_MAX, row_
 from storage.description import CacheDescription
 from storage.layout import Layout, VectorName
 
-Axis = Literal["offsets", "tokens", "rows", "entries", "draws"]
+Axis = Literal["offsets", "sequences", "tokens", "rows", "entries", "draws"]
 Compressor = Literal["zstd", "blosc"]
 Target = Literal["logits", "draws", "hidden", "queries", "keys", "values"]
 """What a reader may do without: `logits` are the arrays `top_*`, `draws` those named `draw_*`, and of vectors each kind is a
@@ -87,7 +87,10 @@ def array_table(description: CacheDescription, layout: Layout) -> tuple[ArraySpe
     ]
     if layout.positions != "all":
         table.append(_index("row_token", "rows"))
-    table.append(_floats("stat", np.dtype("<f4"), (1 + 2 * len(description.temperatures),), "blosc"))
+    if layout.task == "none":
+        table.append(_floats("stat", np.dtype("<f4"), (1 + 2 * len(description.temperatures),), "blosc"))
+    else:
+        table += _of_task(layout)
     if layout.logits != "none":
         ragged = layout.selection == "threshold"
         axis: Axis = "entries" if ragged else "rows"
@@ -106,6 +109,18 @@ def array_table(description: CacheDescription, layout: Layout) -> tuple[ArraySpe
     for name, width in layout.vectors(description.hidden_size).items():
         table += _vectors(name, layout, width)
     return tuple(table)
+
+
+def _of_task(layout: Layout) -> list[ArraySpec]:
+    """Token types, labels and logits of a downstream task."""
+    answers, float32 = layout.task == "answers", np.dtype("<f4")
+    types = [_integers("token_types", "tokens", np.dtype("u1"), (0, 1))] if layout.token_types else []
+    return [
+        *types,
+        _integers("task_labelled", "sequences", np.dtype("u1"), (0, 1)),
+        _floats("task_label", float32, (2 if answers else 1,), axis="sequences"),
+        _floats("task_logits", float32, (layout.task_width,), axis="tokens" if answers else "sequences"),
+    ]
 
 
 def _vectors(name: VectorName, layout: Layout, width: int) -> list[ArraySpec]:

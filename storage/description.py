@@ -14,7 +14,7 @@ from storage.layout import FORMAT_VERSION, SPLITS, Layout, ShardId, Split
 KNOWN_FEATURES = frozenset(
     {
         *("int8-groups", "logit-grid", "row-token", "row-sample", "bfloat16-bits", "threshold", "draws", "causal"),
-        "attention-vectors",
+        *("attention-vectors", "task"),
     }
 )
 """What this reader knows (FORMAT.md, section 7)."""
@@ -79,14 +79,19 @@ class CacheDescription:
     splits: dict[Split, SplitDescription]
     objective: Literal["masked", "causal"] = "masked"
     """What the teacher predicts at a token: that token, or the next one."""
+    task: dict[str, Any] | None = None
+    """`name`, `kind`, `head` and `labels` of the task that the teacher was fine-tuned on; None: it is a language model."""
 
     def __post_init__(self) -> None:
         if self.objective not in ("masked", "causal"):
             raise ValueError(f"objective is {self.objective!r}; expected masked or causal")
         if 1.0 not in self.temperatures or list(self.temperatures) != sorted(set(self.temperatures)):
             raise ValueError(f"temperatures are {self.temperatures}; expected 1.0 among them, ascending, each once")
+        head = "none" if self.task is None else self.task.get("head")
         for split, description in self.splits.items():
             layout = description.layout
+            if layout.task != head:
+                raise ValueError(f"task of {split} is {layout.task}; expected {head}, the head of the cache's task")
             most = self.vocabulary_size - (1 if layout.draw_from == "tail" else 0)  # there must be a tail
             if layout.top_k > most:
                 raise ValueError(
@@ -142,6 +147,7 @@ class CacheDescription:
             "splits": {split: description.to_json() for split, description in self.splits.items()},
             # Left out where it is what it was before it joined: older caches keep their bytes.
             **({} if self.objective == "masked" else {"objective": self.objective}),
+            **({} if self.task is None else {"task": self.task}),
         }
 
     @classmethod
@@ -170,6 +176,7 @@ class CacheDescription:
                 special_tokens=value["special_tokens"],
                 teacher_config=value["teacher_config"],
                 objective=value.get("objective", "masked"),
+                task=value.get("task"),
                 splits={
                     name: SplitDescription.from_json(value["splits"][name])
                     for name in SPLITS

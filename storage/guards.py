@@ -14,6 +14,7 @@ from storage.description import CacheDescription
 from storage.errors import InvalidTargetsError
 from storage.layout import Layout, ShardId, VectorName
 from storage.ragged import Indices, offsets_of
+from storage.task_targets import task_faults, task_shapes
 
 if TYPE_CHECKING:
     from storage.targets import ShardTargets
@@ -33,7 +34,10 @@ class Guards:
         self._check_shapes()
         self._check_tokens()
         self._check_rows()
-        self._check_stat()
+        if self.layout.task == "none":
+            self._check_stat()
+        else:
+            self._check_task()
         self._check_logits()
         self._check_draws()
         self._check_vectors()
@@ -84,6 +88,8 @@ class Guards:
                 "row_token": (rows,) if layout.positions != "all" else None,
                 "top_count": (rows,) if layout.selection == "threshold" else None,
                 "draw_count": (rows,) if layout.draws > 0 else None,
+                "token_types": (tokens,) if layout.token_types else None,
+                "task_labelled": (self.sequences,) if layout.task != "none" else None,
             },
         )
         kept: tuple[int, ...] | None = (rows, layout.top_k) if layout.logits != "none" else None
@@ -94,8 +100,9 @@ class Guards:
         self._require_shapes(
             "float32",
             {
-                "stat": (rows, 1 + 2 * len(self.description.temperatures)),
+                "stat": (rows, 1 + 2 * len(self.description.temperatures) if layout.task == "none" else 0),
                 "top_logits": kept,
+                **task_shapes(layout, self.sequences, tokens),
             },
         )
         self._check_vector_shapes(rows)
@@ -178,6 +185,10 @@ class Guards:
             )
             inside = (entropy >= -_TOLERANCE) & (entropy <= log_vocabulary + _TOLERANCE * (1 + log_vocabulary))
             self._require_row(inside, f"entropy at T = {temperature}", entropy, "between 0 and log V nats")
+
+    def _check_task(self) -> None:
+        for found in task_faults(self.targets, self.layout):
+            raise self._refuse(found)
 
     def _check_logits(self) -> None:
         top_ids, top_logits, top_count = self.targets.top_ids, self.targets.top_logits, self.targets.top_count

@@ -20,6 +20,7 @@ DrawFromName = Literal["all", "tail"]
 PartName = Literal["queries", "keys", "values"]
 PARTS: tuple[PartName, ...] = get_args(PartName)
 AttentionCodingName = Literal["float32", "float16", "bfloat16", "int8"]
+TaskName = Literal["none", "classification", "answers"]
 VectorName = Literal["hidden", "queries", "keys", "values"]
 """What is cached as one vector per row and layer, by the names of the arrays."""
 
@@ -81,6 +82,11 @@ class Layout:
     attention_layers: tuple[int, ...] = ()
     """Blocks whose they are, counted from 1 as in `hidden_layers`."""
     attention_coding: AttentionCodingName = "int8"
+    task: TaskName = "none"
+    """What head a teacher has that was fine-tuned on a downstream task; `none`: it is a language model."""
+    task_width: int = 0
+    """Classes, 1 for a score, 2 for answers: their first and last token."""
+    token_types: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -108,6 +114,18 @@ class Layout:
         elif self.logits == "none":
             self._require("draw_from", self.draw_from == "all", "all, as no ids are cached beside the draws")
         self._check_attention()
+        self._check_task()
+
+    def _check_task(self) -> None:
+        if self.task == "none":
+            self._require("task_width", self.task_width == 0, "0, as there is no task")
+            self._require("token_types", not self.token_types, "false, as there is no task")
+            return
+        self._require("positions", self.positions == "all", "all, as there is a task")
+        self._require("logits", self.logits == "none", "none, as there is a task")
+        self._require("draws", self.draws == 0, "0, as there is a task")
+        fine = self.task_width == 2 if self.task == "answers" else self.task_width >= 1
+        self._require("task_width", fine, "2 for answers" if self.task == "answers" else "1 or more")
 
     def _check_attention(self) -> None:
         vectors, widths, layers = self.attention_vectors, self.attention_widths, self.attention_layers
@@ -178,6 +196,7 @@ class Layout:
             "threshold": self.selection == "threshold",
             "draws": self.draws > 0,
             "attention-vectors": bool(self.attention_vectors),
+            "task": self.task != "none",
         }
         return tuple(sorted(name for name, needed in features.items() if needed))
 
@@ -189,6 +208,7 @@ _CHOICES = {
     "selection": get_args(SelectionName),
     "draw_from": get_args(DrawFromName),
     "attention_coding": get_args(AttentionCodingName),
+    "task": get_args(TaskName),
 }
 _ALWAYS = object()  # unequal to every value: the first writers wrote all their keys
 _LATER = {

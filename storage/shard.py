@@ -82,7 +82,8 @@ def shard_attributes(description: CacheDescription, shard: ShardId, teacher_saw:
 
 def digest_of_what_the_teacher_saw(arrays: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 (hex) of the arrays that align tokens, masks and rows."""
-    return digest_arrays(*(arrays[name] for name in ("sequence_offsets", "original_ids", "input_ids", "masked")))
+    seen = ("sequence_offsets", "original_ids", "input_ids", "masked", "token_types")
+    return digest_arrays(*(arrays[name] for name in seen if name in arrays))
 
 
 def write_shard(
@@ -261,6 +262,7 @@ def _assemble(
     for counts, entries in (("top_count", "top_ids"), ("draw_count", "draw_ids")):
         if counts in arrays and (found := int(arrays[counts].sum(dtype=np.int64))) != len(arrays[entries]):
             raise _corrupt(shard, counts, f"sums to {found}; expected the length of {entries}, {len(arrays[entries])}")
+    stat = arrays.get("stat")
     return ShardArrays(
         sequence_ids=sequence_ids,
         sequence_offsets=offsets,
@@ -269,7 +271,7 @@ def _assemble(
         masked=arrays["masked"],
         row_token=row_token,
         row_offsets=np.searchsorted(row_token, offsets).astype(np.int64),
-        stat=arrays["stat"],
+        stat=np.empty((len(row_token), 0), np.float32) if stat is None else stat,
         top_ids=arrays.get("top_ids"),
         logits={name: arrays[name] for name in ("top_logits", "top_gap") if name in arrays},
         hidden={name: arrays[name] for name in ("hidden", "hidden_scale") if name in arrays},
@@ -280,6 +282,11 @@ def _assemble(
         attention={name: arrays[name] for part in PARTS for name in (part, f"{part}_scale") if name in arrays},
         hidden_layers=layout.hidden_layers,
         attention_layers=layout.attention_layers,
+        task=layout.task,
+        token_types=arrays.get("token_types"),
+        task_labelled=arrays.get("task_labelled"),
+        task_label=arrays.get("task_label"),
+        task_logits=arrays.get("task_logits"),
     )
 
 

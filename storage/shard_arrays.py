@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.codecs import decode_logits, decode_vectors
-from storage.layout import Layout, PartName
+from storage.layout import Layout, PartName, TaskName
 from storage.ragged import Indices, gather_ranges, offsets_of
 
 
@@ -30,7 +30,7 @@ class ShardArrays:
     masked: NDArray[np.uint8]  # (N,)
     row_token: NDArray[np.uint32]  # (R,), there also for `positions: all`
     row_offsets: NDArray[np.int64]  # (S + 1,): the rows of sequence s are row_offsets[s] .. row_offsets[s + 1] - 1
-    stat: NDArray[np.float32]  # (R, 1 + 2 D)
+    stat: NDArray[np.float32]  # (R, 1 + 2 D), or (R, 0) where there is a task
     top_ids: NDArray[Any] | None  # (R, k), or (E,) where there is a `top_count`
     logits: dict[str, NDArray[Any]]
     """`top_logits` or `top_gap`, of the shape of `top_ids`; empty for `logits: none`."""
@@ -45,6 +45,11 @@ class ShardArrays:
     attention: dict[str, NDArray[Any]] = field(default_factory=dict)
     """`queries`, `keys`, `values` (R, L, W), and their scales, of the blocks `attention_layers`."""
     attention_layers: tuple[int, ...] = ()
+    task: TaskName = "none"
+    token_types: NDArray[np.uint8] | None = None  # (N,), where the layout says so
+    task_labelled: NDArray[np.uint8] | None = None  # (S,), as the next two where there is a task
+    task_label: NDArray[np.float32] | None = None  # (S, 1), or (S, 2) for `answers`
+    task_logits: NDArray[np.float32] | None = None  # (S, C), or (N, 2) for `answers`
 
     @property
     def rows(self) -> int:
@@ -120,6 +125,11 @@ class ShardArrays:
             attention={name: array.take(rows, axis=0) for name, array in self.attention.items()},
             hidden_layers=self.hidden_layers,
             attention_layers=self.attention_layers,
+            task=self.task,
+            token_types=_take(self.token_types, tokens),
+            task_labelled=_take(self.task_labelled, chosen),
+            task_label=_take(self.task_label, chosen),
+            task_logits=_take(self.task_logits, tokens if self.task == "answers" else chosen),
         )
 
     @classmethod
@@ -160,11 +170,15 @@ class ShardArrays:
             attention=joined_by_name("attention"),
             hidden_layers=first.hidden_layers,
             attention_layers=first.attention_layers,
+            task=first.task,
             **{name: None if getattr(first, name) is None else joined(name) for name in _OPTIONAL},
         )
 
 
-_OPTIONAL = ("top_ids", "top_count", "draw_count", "draw_ids", "draw_weight")
+_OPTIONAL = (
+    *("top_ids", "top_count", "draw_count", "draw_ids", "draw_weight"),
+    *("token_types", "task_labelled", "task_label", "task_logits"),
+)
 
 
 def _take(array: NDArray[Any] | None, indices: Indices) -> NDArray[Any] | None:

@@ -39,6 +39,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _GROWS_WITH: dict[Axis, str] = {
     "offsets": "sequences",
+    "sequences": "sequences",
     "tokens": "tokens",
     "rows": "rows",
     "entries": "rows",
@@ -83,7 +84,7 @@ def shard_cost(
     sequences, tokens = len(arrays["sequence_offsets"]) - 1, len(arrays["original_ids"])
     plan = SplitDescription(layout=layout, variants=1, sequences=sequences, tokens=tokens, shards=((0, sequences),))
     sample, shard = replace(description, splits={split: plan}), ShardId(split, 0, 0)
-    counts = {"sequences": sequences, "tokens": tokens, "rows": len(arrays["stat"])}
+    counts = {"sequences": sequences, "tokens": tokens, "rows": _rows(arrays)}
     counts["masked"] = int(np.count_nonzero(arrays["masked"]))
     for name, ids in (("entries", "top_ids"), ("draws", "draw_ids")):
         if ids in arrays and arrays[ids].ndim == 1:
@@ -111,6 +112,10 @@ def shard_cost(
         - manifest_bytes({}),
         read_seconds_per_row=statistics.median(seconds) / max(1, counts["rows"]),
     )
+
+
+def _rows(arrays: Arrays) -> int:
+    return len(arrays["stat" if "stat" in arrays else "original_ids"])  # of a task every token is a row
 
 
 def bytes_beside_shards(description: CacheDescription, files: Mapping[str, bytes], tokenizer: Path) -> int:

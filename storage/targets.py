@@ -25,7 +25,7 @@ class ShardTargets:
     input_ids: NDArray[np.integer[Any]]  # (N,)
     masked: NDArray[np.uint8]  # (N,), 0 or 1
     row_token: NDArray[np.unsignedinteger[Any]] | None  # (R,); None for `positions: all`
-    stat: NDArray[np.float32]  # (R, 1 + 2 D): max, then logsumexp and entropy per temperature
+    stat: NDArray[np.float32]  # (R, 1 + 2 D): max, then logsumexp and entropy per temperature; (N, 0) for a task
     top_ids: NDArray[np.integer[Any]] | None  # (R, k), or (E,) where there is a `top_count`
     top_logits: NDArray[np.float32] | None  # as top_ids; a row descends, among equal ones the smaller id comes first
     hidden: NDArray[np.float32] | None  # (R, L, H); None where `encoded` has it
@@ -38,6 +38,10 @@ class ShardTargets:
     encoded: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Arrays by name that come in their stored form already, coded where they were computed: vectors, their scales,
     `top_gap`."""
+    token_types: NDArray[np.uint8] | None = None  # (N,), 0 or 1, where the layout says so
+    task_labelled: NDArray[np.uint8] | None = None  # (S,), 0 or 1, as the next two for a task
+    task_label: NDArray[np.float32] | None = None  # (S, 1), or (S, 2) for `answers`; 0 where there is no label
+    task_logits: NDArray[np.float32] | None = None  # (S, C), or (N, 2) for `answers`
 
     @property
     def rows(self) -> int:
@@ -114,4 +118,8 @@ _PLAIN = (
     "draw_count",
     "draw_ids",
     "draw_weight",
+    "token_types",
+    "task_labelled",
+    "task_label",
+    "task_logits",
 )

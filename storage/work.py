@@ -52,14 +52,16 @@ from storage.taken_back import (
     set_aside,
 )
 
-REQUIRED = ("head.json", "head.safetensors", "tokenizer")
-"""What a finished cache holds beside its shards."""
-
 AGAIN = "run `pipeline cache-teacher` again"
 Report = Callable[[ShardId, str], None]
 """Is told of a damaged shard and what is wrong with it."""
 Looked = Callable[[ShardId], None]
 """Is called in the calling thread, once for each shard; what it raises ends the work."""
+
+
+def required_files(description: CacheDescription) -> tuple[str, ...]:
+    """What a finished cache holds beside its shards: its tokenizer and, unless it is of a downstream task, the teacher's LM head."""
+    return ("tokenizer",) if description.task is not None else ("head.json", "head.safetensors", "tokenizer")
 
 
 class CacheWork(ShardPublisher):
@@ -265,7 +267,7 @@ class CacheWork(ShardPublisher):
         """Wait until this part's shards are where they are kept."""
 
     def _root_manifest(self) -> RootManifest:
-        absent = [name for name in REQUIRED if not (self.folder / name).exists()]
+        absent = [name for name in required_files(self.description) if not (self.folder / name).exists()]
         if absent:
             raise IncompleteError(f"{self.folder} has no {', '.join(absent)}; run `pipeline cache-teacher` again")
         files: Files = {}
@@ -286,7 +288,7 @@ class CacheWork(ShardPublisher):
                     f"{description.tokens} in each of {description.variants} variants; "
                     f"remove {self.folder} and run `pipeline cache-teacher` again"
                 )
-        for name in (CACHE_FILE, *REQUIRED):
+        for name in (CACHE_FILE, *required_files(self.description)):
             path = self.folder / name
             files.update(files_below(self.folder, path) if path.is_dir() else {name: FileRecord.of_file(path)})
         return RootManifest(fingerprint=self.description.fingerprint, counts=counts, files=dict(sorted(files.items())))

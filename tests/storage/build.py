@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,28 @@ ATTENTION_ONLY = Layout(
     attention_layers=(2,),
     attention_coding="bfloat16",
 )
+CLASSES = Layout(
+    positions="all",
+    hidden="none",
+    hidden_layers=(),
+    logits="none",
+    top_k=0,
+    task="classification",
+    task_width=3,
+    token_types=True,
+)
+SCORE = replace(CLASSES, task_width=1, token_types=False)
+ANSWERS = Layout(
+    positions="all",
+    hidden="int8",
+    hidden_layers=(2,),
+    hidden_group=16,
+    logits="none",
+    top_k=0,
+    task="answers",
+    task_width=2,
+    token_types=True,
+)
 LAYOUTS = {
     "lossless": LOSSLESS,
     "exact": EXACT,
@@ -80,6 +103,9 @@ LAYOUTS = {
     "tail": TAIL,
     "attention": ATTENTION,
     "attention_only": ATTENTION_ONLY,
+    "classes": CLASSES,
+    "score": SCORE,
+    "answers": ANSWERS,
 }
 
 
@@ -108,16 +134,31 @@ def make_description(
         "train": split(train, variants, shards),
         "validation": split(LOSSLESS if train == LOSSLESS else EXACT, 1, 1),
     }
+    if train.task != "none":
+        splits["validation"] = split(train, 1, 1)
     return CacheDescription(
         spec={"cache": {"top_k": train.top_k, **spec}},
         content={"tokens": "0" * 64},
-        temperatures=TEMPERATURES,
+        temperatures=TEMPERATURES if train.task == "none" else (1.0,),
         vocabulary_size=VOCABULARY_SIZE,
         hidden_size=HIDDEN_SIZE,
         special_tokens={"pad": 0, "mask": 1, "unknown": None},
         teacher_config={"model_type": "bert"},
         splits=splits,
+        task=None if train.task == "none" else task_of(train),
     )
+
+
+def task_of(layout: Layout) -> dict[str, Any]:
+    """What cache.json says of the task of such a layout."""
+    named = layout.task == "classification" and layout.task_width > 1
+    labels = [f"class {number}" for number in range(layout.task_width)] if named else None
+    return {
+        "name": "small",
+        "kind": "SQuAD" if layout.task == "answers" else "MNLI",
+        "head": layout.task,
+        "labels": labels,
+    }
 
 
 def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
@@ -127,7 +168,7 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
     offsets = np.concatenate([[0], np.cumsum(sequence_lengths(description, shard))]).astype(np.uint32)
     tokens = int(offsets[-1])
     original_ids = generator.integers(2, description.vocabulary_size, tokens)
-    masked = (generator.random(tokens) < 0.4).astype(np.uint8)
+    masked = (generator.random(tokens) < (0.4 if layout.task == "none" else 0.0)).astype(np.uint8)
     wanted = masked == 1
     if layout.positions == "sampled":
         wanted |= generator.random(tokens) < layout.position_fraction
@@ -147,12 +188,35 @@ def make_targets(description: CacheDescription, shard: ShardId) -> ShardTargets:
         input_ids=np.where(masked == 1, 1, original_ids),
         masked=masked,
         row_token=row_token,
-        stat=make_stat(logits, description.temperatures),
+        stat=np.empty((tokens, 0), np.float32)
+        if layout.task != "none"
+        else make_stat(logits, description.temperatures),
         hidden=hidden,
         attention=attention,
         **selected,
         **draw_ids(logits, layout, selected, generator),
+        **task_arrays(layout, offsets, generator),
     )
+
+
+def task_arrays(layout: Layout, offsets: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Token types, labels and logits of a downstream task; every third sequence has no label."""
+    if layout.task == "none":
+        return {}
+    sequences, tokens = len(offsets) - 1, int(offsets[-1])
+    labelled = (np.arange(sequences) % 3 != 2).astype(np.uint8)
+    answers = layout.task == "answers"
+    most = np.diff(offsets) if answers else layout.task_width
+    label = generator.integers(0, most, (2 if answers else 1, sequences)).T.astype(np.float32)
+    if layout.task_width == 1:
+        label = generator.normal(size=label.shape).astype(np.float32)
+    shape = (tokens, 2) if answers else (sequences, layout.task_width)
+    return {
+        **({"token_types": generator.integers(0, 2, tokens).astype(np.uint8)} if layout.token_types else {}),
+        "task_labelled": labelled,
+        "task_label": np.where(labelled[:, None] == 1, label, np.float32(0)),
+        "task_logits": generator.standard_normal(shape).astype(np.float32),
+    }
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -209,8 +273,9 @@ def add_files(work: CacheWork, scratch: Path) -> None:
     tokenizer.mkdir(parents=True, exist_ok=True)
     (tokenizer / "vocab.txt").write_text("[PAD]\n[MASK]\n")
     work.add_folder("tokenizer", tokenizer)
-    work.add_file("head.json", b"{}\n")
-    work.add_file("head.safetensors", b"tensors")
+    if work.description.task is None:
+        work.add_file("head.json", b"{}\n")
+        work.add_file("head.safetensors", b"tensors")
 
 
 def publish(work: CacheWork, shard: ShardId) -> int:

@@ -8,6 +8,7 @@ from tests.storage.build import (
     ATTENTION,
     ATTENTION_ONLY,
     BALANCED,
+    CLASSES,
     EXACT,
     LAYOUTS,
     MASKED,
@@ -137,6 +138,16 @@ def test_a_cache_with_splits_left_out_is_a_part_of_the_whole():
     assert not dataclasses.replace(part, hidden_size=7).is_part_of(whole)
     other = make_description(BALANCED, shards=2)
     assert not dataclasses.replace(other, splits={"train": other.splits["train"]}).is_part_of(whole)
+
+
+def test_a_task_is_a_feature_and_its_layouts_are_of_its_head():
+    assert "task" not in make_description(EXACT).to_json()
+    classes = make_description(CLASSES)
+    assert classes.required_features == ("task",)
+    assert CacheDescription.from_json(changed(classes)).task == classes.task
+    for task, match in ((None, "expected none, the head"), ({"head": "answers"}, "expected answers, the head")):
+        with pytest.raises(ValueError, match=f"task of train is classification; {match}"):
+            dataclasses.replace(classes, task=task)
 
 
 def test_a_causal_teacher_is_a_feature_and_a_masked_one_leaves_no_trace():

@@ -1,4 +1,4 @@
-"""Caches of format 1 as they were written on 2026-11-21 (`attention`: 2026-11-26): they stay readable, with the same values.
+"""Caches of format 1 as they were written on 2026-11-21 (`answers`, `attention`, `classes`: 2026-11-26): they stay readable.
 
 `python -m tests.storage.golden` made them and must not be run again: a new rung gets a new golden cache beside these.
 """
@@ -19,7 +19,7 @@ NAMES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and (path
 
 
 def test_there_is_a_golden_cache_of_every_kind_of_array():
-    assert NAMES == ["attention", "balanced", "tail", "threshold"]
+    assert NAMES == ["answers", "attention", "balanced", "classes", "tail", "threshold"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,14 +6,17 @@ import pytest
 from storage import InvalidTargetsError, ShardId
 from storage.codecs import encode_hidden, encode_vectors
 from tests.storage.build import (
+    ANSWERS,
     ATTENTION,
     ATTENTION_ONLY,
     BALANCED,
+    CLASSES,
     DRAWS,
     EXACT,
     LAYOUTS,
     LOSSLESS,
     MASKED,
+    SCORE,
     TAIL,
     THRESHOLD,
     make_description,
@@ -419,3 +422,52 @@ def test_a_sequence_that_is_missing_or_there_twice_is_refused_with_its_number(ch
     number = 9 if change == "last one missing" else 6
     with pytest.raises(InvalidTargetsError, match=f"in sequence {number}, position 0 onwards; expected"):
         shorter.check_against(description, SHARD, offsets, ids)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "index", "value", "match"),
+    [
+        (CLASSES, "task_logits", (3, 1), np.nan, r"has task_logits \[.*\] in its sequence 3; expected finite numbers"),
+        (ANSWERS, "task_logits", (6, 0), np.inf, r"has task_logits \[.*\] in its sequence 1; expected finite numbers"),
+        (CLASSES, "task_label", 1, 3, r"has task_label \[3.\] for its sequence 1; expected a class, 0 .. 2"),
+        (CLASSES, "task_label", 1, 0.5, r"has task_label \[0.5\] for its sequence 1; expected a class, 0 .. 2"),
+        (CLASSES, "task_label", 2, 1, r"has task_label \[1.\] for its sequence 2; expected 0, as it has no label"),
+        (SCORE, "task_label", 0, np.nan, r"has task_label \[nan\] for its sequence 0; expected a number"),
+        (
+            ANSWERS,
+            "task_label",
+            (0, 1),
+            4,
+            r"has task_label \[.* 4.\] for its sequence 0; expected tokens of the sequence",
+        ),
+        (CLASSES, "task_labelled", 0, 2, "has task_labelled up to 2; expected 0 or 1"),
+        (ANSWERS, "token_types", 5, 2, "has token_types up to 2; expected 0 or 1"),
+        (CLASSES, "masked", 4, 1, "masks tokens; expected none"),
+    ],
+)
+def test_what_a_task_cannot_have_is_refused(layout, name, index, value, match):
+    refused(layout, f"shard train-v0-000001 {match}", **{name: setter(index, value)})
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "value", "match"),
+    [
+        (CLASSES, "task_logits", None, r"has task_logits: None; expected float32 \(5, 3\)"),
+        (
+            ANSWERS,
+            "task_logits",
+            np.zeros((5, 2), np.float32),
+            r"has task_logits: float32 \(5, 2\); expected float32 \(35, 2\)",
+        ),
+        (
+            ANSWERS,
+            "task_label",
+            np.zeros((5, 1), np.float32),
+            r"has task_label: float32 \(5, 1\); expected float32 \(5, 2\)",
+        ),
+        (SCORE, "token_types", np.zeros(35, np.uint8), r"has token_types: integers \(35,\); expected None"),
+        (BALANCED, "task_labelled", np.zeros(5, np.uint8), r"has task_labelled: integers \(5,\); expected None"),
+    ],
+)
+def test_arrays_of_a_task_have_the_shapes_of_its_head(layout, name, value, match):
+    refused(layout, match, **{name: value})

@@ -3,7 +3,19 @@ import dataclasses
 import pytest
 
 from storage import CorruptError, Layout, ShardId
-from tests.storage.build import ATTENTION, ATTENTION_ONLY, BALANCED, DRAWS, DRAWS_ONLY, LAYOUTS, TAIL, THRESHOLD
+from tests.storage.build import (
+    ANSWERS,
+    ATTENTION,
+    ATTENTION_ONLY,
+    BALANCED,
+    CLASSES,
+    DRAWS,
+    DRAWS_ONLY,
+    LAYOUTS,
+    SCORE,
+    TAIL,
+    THRESHOLD,
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -49,6 +61,35 @@ def test_vectors_of_attention_are_written_with_their_widths_and_blocks_and_anoth
         "attention_layers": [1, 2],
     }
     assert ATTENTION_ONLY.to_json()["attention_coding"] == "bfloat16"
+
+
+def test_a_task_is_written_with_its_width_and_its_token_types_and_leaves_no_trace_without():
+    assert not {"task", "task_width", "token_types"} & BALANCED.to_json().keys()
+    assert {name: SCORE.to_json().get(name) for name in ("task", "task_width", "token_types")} == {
+        "task": "classification",
+        "task_width": 1,
+        "token_types": None,
+    }
+    assert ANSWERS.to_json()["token_types"] is True
+    assert ANSWERS.required_features == ("int8-groups", "task")
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "match"),
+    [
+        (BALANCED, {"task_width": 2}, "task_width of a layout is 2; expected 0, as there is no task"),
+        (BALANCED, {"token_types": True}, "token_types of a layout is True; expected false, as there is no task"),
+        (BALANCED, {"task": "classification"}, "logits of a layout is 'grid'; expected none, as there is a task"),
+        (CLASSES, {"task": "ranking"}, "task of a layout is 'ranking'; expected one of none, classification, answers"),
+        (CLASSES, {"positions": "masked"}, "positions of a layout is 'masked'; expected all, as there is a task"),
+        (CLASSES, {"draws": 4}, "draws of a layout is 4; expected 0, as there is a task"),
+        (CLASSES, {"task_width": 0}, "task_width of a layout is 0; expected 1 or more"),
+        (ANSWERS, {"task_width": 3}, "task_width of a layout is 3; expected 2 for answers"),
+    ],
+)
+def test_a_layout_of_a_task_that_cannot_be_is_refused(layout, changes, match):
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(layout, **changes)
 
 
 def test_a_layout_says_which_vectors_of_which_width_layers_and_coding_it_has():

@@ -22,10 +22,15 @@ def one_by_one(arrays: ShardArrays, index: int) -> dict[str, np.ndarray]:
     first, last = arrays.row_offsets[index : index + 2]
     per_row = {"stat": arrays.stat, "top_count": arrays.top_count, "draw_count": arrays.draw_count, **arrays.vectors}
     per_entry = {"top_ids": arrays.top_ids, **arrays.logits}
+    per_token = {"token_types": arrays.token_types}
+    per_sequence = {"task_labelled": arrays.task_labelled, "task_label": arrays.task_label}
+    (per_token if arrays.task == "answers" else per_sequence)["task_logits"] = arrays.task_logits
     per_draw = {"draw_ids": arrays.draw_ids, "draw_weight": arrays.draw_weight}
     cut = {
         **cut_rows(per_row, first, last),
         **cut_rows(per_entry, *spans(arrays.top_count, first, last)),
+        **cut_rows(per_token, start, stop),
+        **cut_rows(per_sequence, index, index + 1),
         **cut_rows(per_draw, *spans(arrays.draw_count, first, last)),
     }
     return {

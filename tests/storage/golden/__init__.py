@@ -22,6 +22,7 @@ def decoded(reader: CacheReader, shard: ShardId) -> dict[str, float]:
         "draw_weight": rows.draw_weight,
         "logits": rows.decoded_logits(layout) if layout.logits != "none" else None,
         "hidden": rows.decoded_hidden(layout) if layout.hidden != "none" else None,
+        **{name: getattr(rows, name) for name in ("token_types", "task_labelled", "task_label", "task_logits")},
         **{part: rows.decoded_attention(layout, part) for part in layout.attention_vectors},
     }
     return {name: weighed_sum(array) for name, array in arrays.items() if array is not None}

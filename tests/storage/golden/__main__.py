@@ -11,7 +11,7 @@ from tests.storage.golden import decoded
 
 HERE = Path(__file__).parent
 
-for name in ("balanced", "threshold", "tail", "attention"):
+for name in ("balanced", "threshold", "tail", "attention", "classes", "answers"):
     if (HERE / name).exists():
         continue
     with tempfile.TemporaryDirectory() as folder:
