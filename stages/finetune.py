@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def run(
         _Job(
             name=task_name,
             task=task,
-            training=_fitting(settings.training_of(task_name), base, task_name, context),
+            training=base.fitting(settings.training_of(task_name), task_name, context.progress.message),
             subject=subject,
             settings=settings,
             precision=precision,
@@ -156,16 +156,6 @@ def _name_of(folder: Path, context: Context) -> str:
     return folder.resolve().name
 
 
-def _fitting(training: TaskTraining, base: BaseModel, name: str, context: Context) -> TaskTraining:
-    """The training with inputs that the model has positions for."""
-    if base.positions is None or base.positions >= training.max_tokens:
-        return training
-    context.progress.message(
-        f"{name}: inputs are cut to {base.positions} tokens, as the model has no more positions (max_tokens is {training.max_tokens})"
-    )
-    return replace(training, max_tokens=base.positions)
-
-
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
     data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
@@ -204,13 +194,12 @@ def _clear(job: _Job, identity: dict[str, Any], replace_others: bool, context: C
 
 def _parameters(job: _Job) -> dict[str, Any]:
     """What determines a result, but for its data and its seed."""
-    tokenizer = job.subject.base.tokenizer.backend_tokenizer.to_str()
     return {
         "version": VERSION,
         "kind": job.task.kind,
         "training": to_plain(job.training),
         "weights": job.subject.weights,
-        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        "tokenizer": job.subject.base.tokenizer_digest,
     }
 
 
@@ -306,7 +295,7 @@ def _do_seed(
         if seed in kept:
             with whole_folder(models / str(seed)) as draft:
                 model.save_pretrained(draft)
-                subject.base.tokenizer.save_pretrained(draft)
+                subject.base.save_tokenizer(draft)
         write_json(
             file,
             {

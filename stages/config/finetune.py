@@ -135,7 +135,7 @@ class TaskConfig:
     """What differs from `finetune.training`."""
     distillation: dict[str, Any] | None = joined(None)  # noqa: RUF009  None
     """What differs from `finetune.distillation`."""
-    unlabelled: tuple[str, ...] | None = joined(None)  # noqa: RUF009  None
+    unlabelled: tuple[str, ...] | None = joined(None)
     """Files of further texts without labels, for the task's cache (Bucila et al. 2006): the teacher's answers are their labels. In
     the task's folder, or, with `finetune.source: hub`, relative to the project; null: none."""
 
