@@ -12,9 +12,12 @@ import torch
 import transformers
 
 from stages.config import Config, FinetuneConfig, TaskTraining, to_plain
+from stages.config.task_cache import finetuning
 from stages.context import Context
 from stages.device import Precision, resolve_precision
-from stages.errors import ConfigError, InputError
+from stages.errors import InputError
+from stages.finetuning.cached import CachedTask, open_task
+from stages.finetuning.learned import Learned
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
     VERSION,
@@ -33,7 +36,7 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, read_task
+from stages.tasks.data import TaskData, check_task, read_evaluation, read_task
 from stages.tasks.task import Encoded, Task
 from stages.training.checkpoints import Checkpoints
 from storage.files import discard
@@ -65,6 +68,8 @@ class _Job:
     subject: _Subject
     settings: FinetuneConfig
     precision: Precision
+    cached: CachedTask | None
+    """What it learns from instead of the task's training examples."""
 
 
 def run(
@@ -75,28 +80,26 @@ def run(
     model: str = "student",
     name: str | None = None,
     replace_others: bool = False,
+    distil: bool = False,
 ) -> None:
     """Write `runs/finetune/<model>/<task>/<seed>.json`, and `summary.json`, `summary.md` and `summary.png` of all models there.
 
     `tasks` are names in `finetune.tasks`, empty: all. `model`: `student`, `teacher`, or a model folder, relative to the project;
     `name` is what its results are called. What has a result with the same parameters, weights and data is not done again; results
-    with others are refused, or removed where `replace_others`.
+    with others are refused, or removed where `replace_others`. `distil`: learn from the fine-tuned teacher's answers in
+    `cache/tasks/<task>/current` (`cache-teacher` of the task); neither that teacher nor the training examples are needed, and the
+    results are called `<name>-distilled`.
     Checkpoints lie in `checkpoints/finetune-<fingerprint>`.
 
     Raises `ConfigError` for parameters that name no such task, `InputError` for a model or data that cannot be used,
     `storage.LockedError` where another process does the same seed, `Interrupted` after a checkpoint when asked to stop.
     """
-    settings = config.finetune
-    if settings is None:
-        raise ConfigError(
-            "finetune is missing in params.yaml; expected its tasks, seeds and training (docs/finetuning.md), as in "
-            "recipes/distilbert/params.yaml"
-        )
+    settings = finetuning(config)
     names = list(dict.fromkeys(tasks)) or list(settings.tasks)
     kinds = {task: TASKS[settings.kind_of(task)] for task in names}
     folder = _folder_of(model, context)
     base = BaseModel.of(folder, {task.head for task in kinds.values()})
-    called = name or _name_of(folder, context)
+    called = name or _name_of(folder, context) + ("-distilled" if distil else "")
     subject = _Subject(
         name=called,
         base=base,
@@ -112,11 +115,12 @@ def run(
             subject=subject,
             settings=settings,
             precision=precision,
+            cached=open_task(config, context, task_name, task, base) if distil else None,
         )
         for task_name, task in kinds.items()
     ]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
-        check_task(settings, job.name, job.task, context.artefacts.project)
+        check_task(settings, job.name, job.task, context.artefacts.project, learning=not distil)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
     write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
@@ -158,8 +162,9 @@ def _name_of(folder: Path, context: Context) -> str:
 
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
-    data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
-    identity = {**_parameters(job), "data": data.digests}
+    data = _data(job, context)
+    digests = data.digests if job.cached is None else {**data.digests, "train": job.cached.examples}
+    identity = {**_parameters(job), "data": digests}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -199,11 +204,22 @@ def _parameters(job: _Job) -> dict[str, Any]:
         "kind": job.task.kind,
         "training": to_plain(job.training),
         "weights": job.subject.weights,
+        **({} if job.cached is None else {"distillation": _distillation(job.cached)}),
         "tokenizer": job.subject.base.tokenizer_digest,
     }
 
 
-def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, dict[str, Encoded]]:
+def _distillation(cached: CachedTask) -> dict[str, Any]:
+    return {**to_plain(cached.distillation), "cache": cached.reader.root_digest}
+
+
+def _data(job: _Job, context: Context) -> TaskData[Any]:
+    """The task's examples; of one that is learned from a cache, those of the evaluation."""
+    where = (job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
+    return read_task(*where) if job.cached is None else TaskData(train=(), evaluation=read_evaluation(*where))
+
+
+def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Learned, dict[str, Encoded]]:
     """The inputs of the training and of each evaluation set."""
     total = len(data.train) + sum(map(len, data.evaluation.values()))
     context.progress.begin(f"tokenize {job.name}", total, "examples")
@@ -214,9 +230,15 @@ def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded,
         )
 
     return (
-        encode(data.train, learning=True),
+        _from_cache(job, context) if job.cached is not None else Learned.of(encode(data.train, learning=True).rows),
         {name: encode(examples, learning=False) for name, examples in data.evaluation.items()},
     )
+
+
+def _from_cache(job: _Job, context: Context) -> Learned:
+    assert job.cached is not None
+    context.progress.begin(f"read the cache of {job.name}", None, "shards")
+    return Learned.of_cache(job.cached, job.name, job.task, job.subject.base)
 
 
 def _counted(context: Context) -> Callable[[int], None]:
@@ -232,7 +254,7 @@ def _do_seed(
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],
-    encoded: tuple[Encoded, dict[str, Encoded]],
+    encoded: tuple[Learned, dict[str, Encoded]],
     context: Context,
 ) -> None:
     """Fine-tune, score and record one seed."""
@@ -248,7 +270,7 @@ def _do_seed(
     checkpoints = Checkpoints(
         folder=artefacts.checkpoints / f"finetune-{fingerprint[:16]}",
         run=fingerprint,
-        cache=data.digests["train"],
+        cache=identity["data"]["train"],
         kept=1,
     )
     file = result_file(subject.results, job.name, seed)
@@ -262,6 +284,7 @@ def _do_seed(
         trained = fine_tune(
             model,
             train.rows,
+            train.lengths,
             name=job.name,
             pad_id=subject.base.pad_id,
             training=job.training,
@@ -270,6 +293,7 @@ def _do_seed(
             settings=job.settings,
             checkpoints=checkpoints,
             context=context,
+            loss=train.loss,
         )
         context.progress.begin(
             f"score {job.name}, seed {seed}", sum(len(some.rows) for some in evaluation.values()), "inputs"
@@ -307,7 +331,7 @@ def _do_seed(
                 "figures": figures,
                 "scored_by": list(job.task.scored_by),
                 "examples": {
-                    "train": len(data.train),
+                    **(train.counts or {"train": len(data.train)}),
                     "evaluation": sum(map(len, data.evaluation.values())),
                 },
                 "inputs": len(train.rows),

@@ -99,18 +99,12 @@ class BaseModel:
     @cached_property
     def tokenizer_digest(self) -> str:
         """SHA-256 (hex) of what the tokenizer does to a text, whatever it was last told to cut and to pad."""
-        return hashlib.sha256(self._at_rest().to_str().encode()).hexdigest()
+        return tokenizer_digest(self.tokenizer)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Its files, which are the same before it was used and after."""
         self.tokenizer.save_pretrained(folder)
-        self._at_rest().save(str(folder / "tokenizer.json"))
-
-    def _at_rest(self) -> Tokenizer:
-        copy = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        copy.no_truncation()
-        copy.no_padding()
-        return copy
+        _at_rest(self.tokenizer).save(str(folder / "tokenizer.json"))
 
     def fitting(self, training: TaskTraining, name: str, message: Callable[[str], None]) -> TaskTraining:
         """The training of the task `name` with inputs that the model has positions for; `message` is told where they are cut."""
@@ -190,3 +184,15 @@ def load_task_model(
     torch.nn.Module.to(model, device)  # transformers hides the signature of model.to
     model.train(False)
     return model
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (hex) of what a fast tokenizer does to a text, whatever it was last told to cut and to pad."""
+    return hashlib.sha256(_at_rest(tokenizer).to_str().encode()).hexdigest()
+
+
+def _at_rest(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
