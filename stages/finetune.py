@@ -229,10 +229,10 @@ def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Learned,
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    return (
-        _from_cache(job, context) if job.cached is not None else Learned.of(encode(data.train, learning=True).rows),
-        {name: encode(examples, learning=False) for name, examples in data.evaluation.items()},
-    )
+    evaluation = {name: encode(examples, learning=False) for name, examples in data.evaluation.items()}
+    if job.cached is not None:
+        return _from_cache(job, context), evaluation
+    return Learned.of(encode(data.train, learning=True).rows), evaluation
 
 
 def _from_cache(job: _Job, context: Context) -> Learned:
