@@ -46,7 +46,9 @@ from tests.tiny import tiny_params
 
 TASK_NAMES = ("SST-2", "STS-B", "SQuAD")
 UNLABELLED = ["the teacher reads a letter", "a student copies the river", "every writer explains a shard"]
-SETTINGS = finetuning({"SST-2": {"unlabelled": ["more.txt"]}, "STS-B": {}, "SQuAD": {}}, checkpoint_steps=2)
+SETTINGS = finetuning(
+    {"SST-2": {"unlabelled": ["more.txt"]}, "STS-B": {}, "SQuAD": {}}, checkpoint_steps=2, precision="float32"
+)
 CACHE = {"shard_tokens": 48, "hidden": "float32"}
 
 
@@ -290,7 +292,11 @@ def test_a_student_learns_from_the_cache_as_with_the_teacher_in_the_loop(project
         loss=online_loss(fine_tuned_teacher(project, task), 0.5, 2.0),
     )
     kept = kept_weights(project, "student-distilled", task)
+    # A softmax does not notice a shift of all its logits: these have no gradient but rounding, of which Adam makes steps.
+    shifts = ("k_lin.bias", "qa_outputs.bias")
     for name, tensor in online.state_dict().items():
+        if name.endswith(shifts):
+            continue
         torch.testing.assert_close(kept[name], tensor, atol=1e-5, rtol=0)
 
 
@@ -309,7 +315,8 @@ def test_neither_teacher_nor_training_examples_are_needed_and_the_three_stand_si
         "cache": project.reader("SST-2").root_digest,
     }
     summary = json.loads((project.artefacts.finetuning / "summary.json").read_text(encoding="utf-8"))
-    assert list(summary["models"]) == ["teacher", "student", "student-distilled"]
+    header = (project.artefacts.finetuning / "summary.md").read_text(encoding="utf-8").splitlines()[0]
+    assert header == "|  | teacher | student | of the teacher | student-distilled | of the teacher |"
     assert summary["retention"]["student-distilled"].keys() == summary["retention"]["student"].keys()
     assert (project.artefacts.finetuned("student-distilled", "STS-B") / "0" / "config.json").is_file()
 

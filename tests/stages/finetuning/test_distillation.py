@@ -39,7 +39,7 @@ def test_the_loss_on_classes_is_hintons_with_its_gradient(temperature):
     student, teacher = logits(ROWS, CLASSES, seed=0).requires_grad_(), logits(ROWS, CLASSES, seed=1)
     found = kd_loss(student, teacher, temperature)
     expected = np.mean([reference_kl(*row, temperature) for row in zip(student.detach(), teacher, strict=True)])
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
     found.backward()
     by_hand = (
         temperature * (F.softmax(student.detach() / temperature, -1) - F.softmax(teacher / temperature, -1)) / ROWS
@@ -56,7 +56,7 @@ def test_the_loss_on_answers_is_the_mean_over_where_they_begin_and_end_and_paddi
         for part in (0, 1)
         for row, length in enumerate(LENGTHS.tolist())
     ]
-    assert float(found) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-5)
     found.backward()
     for part in student:
         assert not part.grad[mask() == 0].any()
