@@ -64,7 +64,9 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
         )
     folder = work if resumed else artefacts.cache
     splits = _splits_at(folder)
-    description = replace(description, splits={split: description.splits[split] for split in splits})
+    description = replace(
+        description, splits={split: found for split, found in description.splits.items() if split in splits}
+    )
     if not resumed:
         _refuse_another(folder, description)
     found = _look(folder, context, description, resumed=resumed)

@@ -205,7 +205,7 @@ def _parameters(job: _Job) -> dict[str, Any]:
         "training": to_plain(job.training),
         "weights": job.subject.weights,
         **({} if job.cached is None else {"distillation": _distillation(job.cached)}),
-        "tokenizer": job.subject.base.tokenizer_digest,
+        "tokenizer": job.subject.base.tokenizer_as_loaded,
     }
 
 

@@ -56,6 +56,8 @@ class BaseModel:
     token_types: bool
     """Whether it tells the two texts of an input apart by them."""
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_as_loaded: str
+    """SHA-256 (hex) of its files' content: later it also knows what it was last told to cut."""
 
     @classmethod
     def of(cls, folder: Path, heads: set[Heads]) -> BaseModel:
@@ -94,6 +96,7 @@ class BaseModel:
             pad_id=int(tokenizer.pad_token_id),
             token_types=has_types,
             tokenizer=tokenizer,
+            tokenizer_as_loaded=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         )
 
     @cached_property

@@ -24,7 +24,7 @@ class Learned:
     lengths: npt.NDArray[np.int64]
     """Tokens of each input."""
     counts: dict[str, int]
-    """Of a cache: inputs with a label, and without."""
+    """Of a cache: inputs with a label (`train`), and without."""
     loss: DistillationLoss | None = None
     """None: the model's own."""
 
@@ -49,7 +49,7 @@ class Learned:
         return cls(
             rows=rows,
             lengths=rows.lengths,
-            counts={"labelled": rows.labelled, "unlabelled": len(rows) - rows.labelled},
+            counts={"train": rows.labelled, "unlabelled": len(rows) - rows.labelled},
             loss=DistillationLoss(
                 config=cached.distillation,
                 head=task.head,

@@ -123,6 +123,6 @@ def test_a_task_that_is_not_there_is_refused(made, arguments, code, message):
 def test_errors_name_the_tasks_own_command(project):
     cache = cache_of(project, "SST-2")
     (cache / "manifest.json").unlink()
-    refused = pipeline(project, "cache", "verify", "--task", "SST-2")
+    refused = pipeline(project, "cache", "info", "--task", "SST-2")
     assert refused.exit_code == 1
-    assert "pipeline cache-teacher --task SST-2" in refused.output
+    assert "`pipeline cache-teacher --task SST-2`" in refused.output

@@ -308,7 +308,7 @@ def test_neither_teacher_nor_training_examples_are_needed_and_the_three_stand_si
         path.unlink()
     project.finetune()
     result = project.result("student-distilled", "SST-2")
-    assert result["examples"] == {"labelled": 8, "unlabelled": 3, "evaluation": 8}
+    assert result["examples"] == {"train": 8, "unlabelled": 3, "evaluation": 8}
     assert result["identity"]["distillation"] == {
         "temperature": 2.0,
         "weights": {"kd": 0.5, "task": 0.5, "hidden": 0.0},
