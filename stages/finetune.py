@@ -18,6 +18,7 @@ from stages.errors import ConfigError, InputError
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
     VERSION,
+    chosen_by,
     finished,
     kept_seeds,
     other_results,
@@ -26,6 +27,7 @@ from stages.finetuning.results import (
     scores_like,
     write_model,
 )
+from stages.finetuning.scoring import Examination
 from stages.finetuning.summary import publish_summary
 from stages.finetuning.trainer import fine_tune
 from stages.models import DIGEST_SHOWN, count_parameters, require_model, weights_digest
@@ -214,20 +216,16 @@ def _parameters(job: _Job) -> dict[str, Any]:
     }
 
 
-def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, dict[str, Encoded]]:
-    """The inputs of the training and of each evaluation set."""
-    total = len(data.train) + sum(map(len, data.evaluation.values()))
-    context.progress.begin(f"tokenize {job.name}", total, "examples")
+def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, Examination]:
+    """The inputs of the training, and those that the model is scored on."""
+    context.progress.begin(f"tokenize {job.name}", sum(data.examples.values()), "examples")
 
-    def encode(examples: Sequence[Any], *, learning: bool) -> Encoded:
-        return job.task.encode(
+    def encode(task: Task[Any], examples: Sequence[Any], *, learning: bool = False) -> Encoded:
+        return task.encode(
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    return (
-        encode(data.train, learning=True),
-        {name: encode(examples, learning=False) for name, examples in data.evaluation.items()},
-    )
+    return encode(job.task, data.train, learning=True), Examination.of(job.task, data, encode)
 
 
 def _counted(context: Context) -> Callable[[int], None]:
@@ -243,7 +241,7 @@ def _do_seed(
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],
-    encoded: tuple[Encoded, dict[str, Encoded]],
+    encoded: tuple[Encoded, Examination],
     context: Context,
 ) -> None:
     """Fine-tune, score and record one seed."""
@@ -267,7 +265,7 @@ def _do_seed(
     with lock(artefacts.checkpoints, checkpoints.folder.name, "this fine-tuning"):
         if finished(file, identity) is not None:  # by another process, in the meantime
             return
-        train, evaluation = encoded
+        train, examination = encoded
         short = context.device == "cpu" and job.training.max_tokens <= _EAGER_TOKENS
         model = subject.base.with_head(job.task.head, job.task.labels, seed=seed, attention="eager" if short else None)
         trained = fine_tune(
@@ -282,11 +280,9 @@ def _do_seed(
             checkpoints=checkpoints,
             context=context,
         )
-        context.progress.begin(
-            f"score {job.name}, seed {seed}", sum(len(some.rows) for some in evaluation.values()), "inputs"
-        )
-        outputs = {
-            name: outputs_of(
+        context.progress.begin(f"score {job.name}, seed {seed}", len(examination), "inputs")
+        found = examination.scored(
+            lambda some: outputs_of(
                 model,
                 some,
                 job.task.head,
@@ -295,13 +291,9 @@ def _do_seed(
                 precision=job.precision,
                 context=context,
             )
-            for name, some in evaluation.items()
-        }
-        figures = job.task.figures(
-            {name: (data.evaluation[name], evaluation[name], outputs[name]) for name in evaluation}
         )
-        score = sum(figures[name] for name in job.task.scored_by) / len(job.task.scored_by)
-        kept = kept_seeds(job.settings.keep, {**scores_like(subject.results, job.name, identity), seed: score})
+        scores = {**scores_like(subject.results, job.name, identity), seed: chosen_by(found)}
+        kept = kept_seeds(job.settings.keep, scores)
         models = artefacts.finetuned(subject.name, job.name)
         if seed in kept:
             with whole_folder(models / str(seed)) as draft:
@@ -314,13 +306,8 @@ def _do_seed(
                 "task": job.name,
                 "kind": job.task.kind,
                 "seed": seed,
-                "score": score,
-                "figures": figures,
-                "scored_by": list(job.task.scored_by),
-                "examples": {
-                    "train": len(data.train),
-                    "evaluation": sum(map(len, data.evaluation.values())),
-                },
+                **found,
+                "examples": data.examples,
                 "inputs": len(train.rows),
                 "steps": trained.steps,
                 "loss": trained.loss,
@@ -335,7 +322,7 @@ def _do_seed(
         )
         remove_others(models, kept)
         discard(checkpoints.folder)
-        context.progress.message(f"{job.name}, seed {seed}: {_shown(figures)}")
+        context.progress.message(f"{job.name}, seed {seed}: {_shown(found['figures'])}")
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -88,9 +88,14 @@ class TaskConfig:
     """The same for the examples that the scores are of."""
     held_out: float | None = None
     """Evaluate on this share of the training examples instead, taken from them (SQuAD: whole articles). For data without a dev set."""
+    validation: float | None = None
+    """Take this share of the training examples out too: neither learned from nor part of the score, but to choose by (`keep: best`)."""
     train_examples: int | None = None
     """Only so many, drawn without a look at the seed; null: all."""
     evaluation_examples: int | None = None
+    """The same for the evaluation, and for the validation."""
+    zero_shot: tuple[str, ...] = ()
+    """Other tasks with as many classes, in `tasks` or called as one of the kinds: their evaluation examples are answered too, untrained."""
     training: dict[str, Any] | None = None
     """What differs from `finetune.training`."""
 
@@ -100,11 +105,20 @@ class TaskConfig:
         for name in ("train_examples", "evaluation_examples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"finetune.tasks.*.{name}", value, "null or 1 and more")
+        for name in ("held_out", "validation"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < 1, f"finetune.tasks.*.{name}", value, "null or 0 < x < 1")
         require(
-            self.held_out is None or 0 < self.held_out < 1,
-            "finetune.tasks.*.held_out",
-            self.held_out,
-            "null or 0 < x < 1",
+            (self.held_out or 0) + (self.validation or 0) < 1,
+            "finetune.tasks.*.validation",
+            self.validation,
+            "a share that leaves something to learn from beside held_out",
+        )
+        require(
+            len(set(self.zero_shot)) == len(self.zero_shot),
+            "finetune.tasks.*.zero_shot",
+            list(self.zero_shot),
+            "other tasks, each once",
         )
         require(
             self.held_out is None or self.evaluation is None,
@@ -158,16 +172,23 @@ class FinetuneConfig:
                 name,
                 "names for a folder: letters, digits, and then also . - _",
             )
-            self.kind_of(name)
             self.training_of(name)
-            if self.source == "files":
-                self.folder_of(name)
+            for asked in (name, *self.tasks[name].zero_shot):
+                self.kind_of(asked)
+                if self.source == "files":
+                    self.folder_of(asked)
+
+    def settings_of(self, name: str) -> TaskConfig:
+        """What `tasks` says of a task; of one that is only named in a `zero_shot`, nothing. Raises `ConfigError` for any other."""
+        if name in self.tasks:
+            return self.tasks[name]
+        if name in TASK_KINDS and any(name in task.zero_shot for task in self.tasks.values()):
+            return TaskConfig()
+        raise ConfigError(f"task {name!r} is not in finetune.tasks; {suggest(name, self.tasks)}")
 
     def kind_of(self, name: str) -> TaskKind:
-        """Which task `name` is. Raises `ConfigError` for one that is not in `tasks`, or of no kind that there is."""
-        if name not in self.tasks:
-            raise ConfigError(f"task {name!r} is not in finetune.tasks; {suggest(name, self.tasks)}")
-        kind = self.tasks[name].kind or name
+        """Which task `name` is. Raises `ConfigError` as `settings_of`, and for one of no kind that there is."""
+        kind = self.settings_of(name).kind or name
         for known in TASK_KINDS:
             if known == kind:
                 return known
@@ -189,7 +210,7 @@ class FinetuneConfig:
 
     def folder_of(self, name: str) -> str:
         """The folder of the task's files. Raises `ConfigError` where none is named."""
-        task = self.tasks[name]
+        task = self.settings_of(name)
         if task.folder is not None:
             return task.folder
         if self.folder is None:

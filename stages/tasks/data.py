@@ -3,92 +3,153 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from stages.config import FinetuneConfig
-from stages.errors import InputError
+from stages.config.finetune import TaskConfig
+from stages.errors import ConfigError, InputError
 from stages.randomness import permutation
+from stages.tasks import TASKS
 from stages.tasks.reading import hub_rows
 from stages.tasks.task import Task
 
 E = TypeVar("E")
 
 HELD_OUT = "held out"
-"""Purpose of the random order that takes examples for the evaluation from those of the training."""
+"""Purpose of the random order that takes examples for the evaluation, and then for the validation, from those of the training."""
+
+Sets = Mapping[str, Sequence[E]]
+"""Examples of each set that a task is scored on, by its name (empty where there is one)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData(Generic[E]):
-    """What a task is learned from, and the sets that it is scored on, by name (empty where there is one)."""
+    """What a task is learned from, what it is scored on, and what is answered beside."""
 
     train: Sequence[E]
-    evaluation: dict[str, Sequence[E]]
+    evaluation: Sets[E]
+    validation: Sets[E] = field(default_factory=dict)
+    """The same sets, of examples that are only there to choose by; empty where none were asked for."""
+    zero_shot: Mapping[str, tuple[Task[Any], Sets[Any]]] = field(default_factory=dict)
+    """Other tasks by their names, and their evaluation."""
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """How many there are of each part: `train`, `evaluation` and, where there are such, `validation` and `zero_shot <task>`."""
+        return {part: sum(map(len, sets.values())) for part, sets in self._parts().items()}
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the examples, for `train` and `evaluation`: the same ones give the same, wherever they were read from."""
-        everything = {"train": {"": self.train}, "evaluation": self.evaluation}
-        digests = {}
-        for part, sets in everything.items():
-            digest = hashlib.sha256()
-            for name, examples in sets.items():
-                digest.update(f"{name}\0{len(examples)}\0".encode())
-                for example in examples:
-                    digest.update(repr(tuple(example)).encode())  # type: ignore[arg-type]  # named tuples all
-            digests[part] = digest.hexdigest()
-        return digests
+        """SHA-256 of the examples of each of these parts: the same ones give the same, wherever they were read from."""
+        return {part: _digest(sets) for part, sets in self._parts().items()}
+
+    def _parts(self) -> dict[str, Sets[Any]]:
+        parts: dict[str, Sets[Any]] = {"train": {"": self.train}, "evaluation": self.evaluation}
+        if self.validation:
+            parts["validation"] = self.validation
+        return {**parts, **{f"zero_shot {name}": sets for name, (_, sets) in self.zero_shot.items()}}
+
+
+def _digest(sets: Sets[Any]) -> str:
+    digest = hashlib.sha256()
+    for name, examples in sets.items():
+        digest.update(f"{name}\0{len(examples)}\0".encode())
+        for example in examples:
+            digest.update(repr(tuple(example)).encode())  # named tuples all
+    return digest.hexdigest()
 
 
 def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path) -> None:
-    """Refuse files that are not there, without reading any. Raises `InputError`."""
+    """Refuse files that are not there, without reading any. Raises `InputError`, and `ConfigError` for a `zero_shot` that cannot be."""
     if config.source == "files":
         _Files(config, name, task, project, lambda _: None).check()
+    for other in config.tasks[name].zero_shot:
+        asked = TASKS[config.kind_of(other)]
+        if task.labels is None or asked.labels is None or len(asked.labels) != len(task.labels) or other == name:
+            raise ConfigError(
+                f"finetune.tasks.{name}.zero_shot names {other}, which asks for {_asked_for(asked)}; expected another task with as "
+                f"many classes as {task.kind}, which asks for {_asked_for(task)}"
+            )
+        if config.source == "files":
+            _Files(config, other, asked, project, lambda _: None).check(evaluation_only=True)
+
+
+def _asked_for(task: Task[Any]) -> str:
+    if task.labels is not None:
+        return f"one of {len(task.labels)} classes"
+    return "a score" if task.head == "classification" else "places in a text"
 
 
 def read_task(
     config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
 ) -> TaskData[E]:
     """The data of the task called `name` in the parameters. Raises `InputError` for what is not there or not as expected."""
-    settings = config.tasks[name]
-    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
-    train = source.train()
-    if settings.held_out is None:
-        evaluation: dict[str, Sequence[E]] = source.evaluation()
-    else:
-        train, held_out = hold_out(train, task.unit, settings.held_out)
-        if not held_out or not train:
-            raise InputError(
-                f"{name}: a share of {settings.held_out} (finetune.tasks.{name}.held_out) leaves {len(train)} examples for the "
-                f"training and {len(held_out)} for the evaluation; expected some of each"
-            )
-        evaluation = dict.fromkeys(task.layout.evaluation, held_out)
-    for part, examples in (("training", train), *(("evaluation", some) for some in evaluation.values())):
-        if not examples:
-            raise InputError(f"{name}: there are no examples for the {part}; expected at least one")
+    others = {other: _evaluation(config, other, project, message) for other in config.tasks[name].zero_shot}
+    return replace(_read(config, name, task, project, message), zero_shot=others)
+
+
+def _read(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> TaskData[E]:
+    """All but what is asked beside."""
+    settings, source = config.settings_of(name), _source(config, name, task, project, message)
+    train, held_out, kept_back = hold_out(
+        source.train(), task.unit, settings.held_out or 0.0, settings.validation or 0.0
+    )
+    sets = task.layout.evaluation
+    evaluation = source.evaluation() if settings.held_out is None else dict.fromkeys(sets, held_out)
+    validation = {} if settings.validation is None else dict.fromkeys(sets, kept_back)
+    counts = {"training": len(train), "evaluation": min(map(len, evaluation.values()))}
+    if validation:
+        counts["validation"] = len(kept_back)
+    if not all(counts.values()):
+        found = ", ".join(f"{count} for the {part}" for part, count in counts.items())
+        raise InputError(
+            f"{name}: of the examples there are {found}; expected some of each (finetune.tasks.{name}: files, held_out, validation)"
+        )
     return TaskData(
         train=_drawn(train, settings.train_examples),
-        evaluation={part: _drawn(examples, settings.evaluation_examples) for part, examples in evaluation.items()},
+        evaluation=_all_drawn(evaluation, settings),
+        validation=_all_drawn(validation, settings),
     )
 
 
-def hold_out(examples: Sequence[E], unit: Callable[[E], str], share: float) -> tuple[list[E], list[E]]:
-    """The examples without, and with, at least `share` of them that were drawn; those of one unit stay together."""
+def _evaluation(
+    config: FinetuneConfig, name: str, project: Path, message: Callable[[str], None]
+) -> tuple[Task[Any], Sets[Any]]:
+    """A task, and what it is scored on; its training is only read where the evaluation is a part of that."""
+    settings, task = config.settings_of(name), TASKS[config.kind_of(name)]
+    if settings.held_out is not None:
+        return task, _read(config, name, task, project, message).evaluation
+    sets = _source(config, name, task, project, message).evaluation()
+    if not all(sets.values()):
+        raise InputError(f"{name}: there are no examples for the evaluation; expected at least one")
+    return task, _all_drawn(sets, settings)
+
+
+def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) -> list[list[E]]:
+    """The examples that are left, and for each share at least that part of all examples, drawn; those of one unit stay together."""
     units: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
         units.setdefault(unit(example), []).append(place)
     groups = list(units.values())
-    taken: set[int] = set()
-    for number in permutation(HELD_OUT, 0, len(groups)):
-        if len(taken) >= share * len(examples):
-            break
-        taken.update(groups[number])
-    return (
-        [example for place, example in enumerate(examples) if place not in taken],
-        [example for place, example in enumerate(examples) if place in taken],
-    )
+    order = iter(permutation(HELD_OUT, 0, len(groups)))
+    part_of: dict[int, int] = {}
+    for part, share in enumerate(shares, start=1):
+        end = len(part_of) + share * len(examples)
+        while len(part_of) < min(end, len(examples)):
+            part_of.update(dict.fromkeys(groups[next(order)], part))
+    parts: list[list[E]] = [[] for _ in (0, *shares)]
+    for place, example in enumerate(examples):
+        parts[part_of.get(place, 0)].append(example)
+    return parts
+
+
+def _all_drawn(sets: Sets[E], settings: TaskConfig) -> Sets[E]:
+    return {part: _drawn(examples, settings.evaluation_examples) for part, examples in sets.items()}
 
 
 def _drawn(examples: Sequence[E], count: int | None) -> Sequence[E]:
@@ -98,13 +159,19 @@ def _drawn(examples: Sequence[E], count: int | None) -> Sequence[E]:
     return [examples[place] for place in sorted(permutation("drawn examples", 0, len(examples))[:count])]
 
 
+def _source(
+    config: FinetuneConfig, name: str, task: Task[Any], project: Path, message: Callable[[str], None]
+) -> _Files | _Hub:
+    return _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+
+
 class _Files:
     """A task's folder."""
 
     def __init__(
         self, config: FinetuneConfig, name: str, task: Task[Any], project: Path, message: Callable[[str], None]
     ) -> None:
-        self._settings, self._name, self._task, self._message = config.tasks[name], name, task, message
+        self._settings, self._name, self._task, self._message = config.settings_of(name), name, task, message
         self._folder = project / config.folder_of(name)
         if not self._folder.is_dir():
             raise InputError(
@@ -112,8 +179,9 @@ class _Files:
                 "finetune.folder for all tasks, or finetune.source: hub"
             )
 
-    def check(self) -> None:
-        self._files("train")
+    def check(self, *, evaluation_only: bool = False) -> None:
+        if not evaluation_only or self._settings.held_out is not None:
+            self._files("train")
         if self._settings.held_out is None:
             self._files("evaluation")
 
