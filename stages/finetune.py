@@ -35,8 +35,9 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, read_task
+from stages.tasks.data import TaskData, check_task, examples_digest, read_task
 from stages.tasks.task import Encoded, Task
+from stages.tasks.zero_shot import OtherTasks, check_zero_shot, read_zero_shot
 from stages.training.checkpoints import Checkpoints
 from storage.files import discard
 from storage.identity import canonical_json
@@ -119,6 +120,7 @@ def run(
     ]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
         check_task(settings, job.name, job.task, context.artefacts.project)
+        check_zero_shot(settings, job.name, context.artefacts.project)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
     write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
@@ -171,7 +173,9 @@ def _fitting(training: TaskTraining, base: BaseModel, name: str, context: Contex
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
     data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
-    identity = {**_parameters(job), "data": data.digests}
+    others = read_zero_shot(job.settings, job.name, context.artefacts.project, context.progress.message)
+    beside = {f"zero_shot {name}": examples_digest(sets) for name, (_, sets) in others.items()}
+    identity = {**_parameters(job), "data": {**data.digests, **beside}}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -183,7 +187,7 @@ def _do(job: _Job, replace_others: bool, context: Context) -> None:
         context.progress.message(f"{job.name}: {len(identities) - len(missing)} of {len(identities)} seeds are done")
     if not missing:
         return
-    encoded = _encoded(job, data, context)
+    encoded = _encoded(job, data, others, context)
     for seed in missing:
         _do_seed(job, seed, identities[seed], data, encoded, context)
 
@@ -216,16 +220,18 @@ def _parameters(job: _Job) -> dict[str, Any]:
     }
 
 
-def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, Examination]:
+def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Encoded, Examination]:
     """The inputs of the training, and those that the model is scored on."""
-    context.progress.begin(f"tokenize {job.name}", sum(data.examples.values()), "examples")
+    scored = (data.evaluation, data.validation, *(sets for _, sets in others.values()))
+    total = len(data.train) + sum(len(examples) for sets in scored for examples in sets.values())
+    context.progress.begin(f"tokenize {job.name}", total, "examples")
 
     def encode(task: Task[Any], examples: Sequence[Any], *, learning: bool = False) -> Encoded:
         return task.encode(
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    return encode(job.task, data.train, learning=True), Examination.of(job.task, data, encode)
+    return encode(job.task, data.train, learning=True), Examination.of(job.task, data, others, encode)
 
 
 def _counted(context: Context) -> Callable[[int], None]:
@@ -307,7 +313,7 @@ def _do_seed(
                 "kind": job.task.kind,
                 "seed": seed,
                 **found,
-                "examples": data.examples,
+                "examples": {"train": len(data.train), **examination.examples},
                 "inputs": len(train.rows),
                 "steps": trained.steps,
                 "loss": trained.loss,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stages.config.base import build, merged, require, require_seed, suggest, to_plain
+from stages.config.base import build, joined, merged, require, require_seed, suggest, to_plain
 from stages.errors import ConfigError
 
 TaskKind = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "IMDb", "SQuAD"]
@@ -88,13 +88,13 @@ class TaskConfig:
     """The same for the examples that the scores are of."""
     held_out: float | None = None
     """Evaluate on this share of the training examples instead, taken from them (SQuAD: whole articles). For data without a dev set."""
-    validation: float | None = None
+    validation: float | None = joined(None)
     """Take this share of the training examples out too: neither learned from nor part of the score, but to choose by (`keep: best`)."""
     train_examples: int | None = None
     """Only so many, drawn without a look at the seed; null: all."""
     evaluation_examples: int | None = None
     """The same for the evaluation, and for the validation."""
-    zero_shot: tuple[str, ...] = ()
+    zero_shot: tuple[str, ...] = joined(())
     """Other tasks with as many classes, in `tasks` or called as one of the kinds: their evaluation examples are answered too, untrained."""
     training: dict[str, Any] | None = None
     """What differs from `finetune.training`."""

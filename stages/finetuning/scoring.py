@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from stages.tasks.data import Sets, TaskData
+from stages.tasks.data import TaskData
 from stages.tasks.task import Encoded, Outputs, Task
+from stages.tasks.zero_shot import OtherTasks
 
 Encode = Callable[[Task[Any], Sequence[Any]], Encoded]
 Answer = Callable[[Encoded], Sequence[Outputs]]
@@ -24,12 +25,17 @@ class Questions:
     sets: Mapping[str, tuple[Sequence[Any], Encoded]]
 
     @classmethod
-    def of(cls, task: Task[Any], sets: Sets[Any], encode: Encode) -> Questions:
+    def of(cls, task: Task[Any], sets: Mapping[str, Sequence[Any]], encode: Encode) -> Questions:
         """The examples as inputs."""
         return cls(task=task, sets={name: (examples, encode(task, examples)) for name, examples in sets.items()})
 
     def __len__(self) -> int:
         return sum(len(encoded.rows) for _, encoded in self.sets.values())
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return sum(len(examples) for examples, _ in self.sets.values())
 
     def scored(self, answer: Answer) -> dict[str, Any]:
         """The official `figures` of the answers, and the `score`, which is the mean of some of them."""
@@ -61,17 +67,22 @@ class Examination:
     """By the name of the other task."""
 
     @classmethod
-    def of(cls, task: Task[Any], data: TaskData[Any], encode: Encode) -> Examination:
-        """Of a task and its data."""
+    def of(cls, task: Task[Any], data: TaskData[Any], others: OtherTasks, encode: Encode) -> Examination:
+        """Of a task and its data, and of what is asked beside."""
         return cls(
             evaluation=Questions.of(task, data.evaluation, encode),
             validation=Questions.of(task, data.validation, encode) if data.validation else None,
-            zero_shot={name: Questions.of(other, sets, encode) for name, (other, sets) in data.zero_shot.items()},
+            zero_shot={name: Questions.of(other, sets, encode) for name, (other, sets) in others.items()},
         )
 
     def __len__(self) -> int:
         """Inputs."""
-        return sum(map(len, self._parts()))
+        return sum(map(len, self._parts().values()))
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """How many there are in `evaluation`, `validation` and `zero_shot <task>`, where there are any."""
+        return {part: asked.examples for part, asked in self._parts().items()}
 
     def scored(self, answer: Answer) -> dict[str, Any]:
         """As it stands in a result: `score`, `figures` and `scored_by`, and what was asked beside: `validation`, `zero_shot`."""
@@ -85,8 +96,8 @@ class Examination:
             }
         return found
 
-    def _parts(self) -> Iterator[Questions]:
-        yield self.evaluation
+    def _parts(self) -> dict[str, Questions]:
+        parts = {"evaluation": self.evaluation}
         if self.validation is not None:
-            yield self.validation
-        yield from self.zero_shot.values()
+            parts["validation"] = self.validation
+        return {**parts, **{f"zero_shot {name}": asked for name, asked in self.zero_shot.items()}}

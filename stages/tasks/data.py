@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from stages.config import FinetuneConfig
-from stages.config.finetune import TaskConfig
-from stages.errors import ConfigError, InputError
+from stages.errors import InputError
 from stages.randomness import permutation
-from stages.tasks import TASKS
 from stages.tasks.reading import hub_rows
 from stages.tasks.task import Task
 
@@ -21,84 +19,50 @@ E = TypeVar("E")
 HELD_OUT = "held out"
 """Purpose of the random order that takes examples for the evaluation, and then for the validation, from those of the training."""
 
-Sets = Mapping[str, Sequence[E]]
-"""Examples of each set that a task is scored on, by its name (empty where there is one)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData(Generic[E]):
-    """What a task is learned from, what it is scored on, and what is answered beside."""
+    """What a task is learned from, and the sets that it is scored on, by name (empty where there is one)."""
 
     train: Sequence[E]
-    evaluation: Sets[E]
-    validation: Sets[E] = field(default_factory=dict)
-    """The same sets, of examples that are only there to choose by; empty where none were asked for."""
-    zero_shot: Mapping[str, tuple[Task[Any], Sets[Any]]] = field(default_factory=dict)
-    """Other tasks by their names, and their evaluation."""
-
-    @property
-    def examples(self) -> dict[str, int]:
-        """How many there are of each part: `train`, `evaluation` and, where there are such, `validation` and `zero_shot <task>`."""
-        return {part: sum(map(len, sets.values())) for part, sets in self._parts().items()}
+    evaluation: dict[str, Sequence[E]]
+    validation: dict[str, Sequence[E]] = field(default_factory=dict)
+    """As `evaluation`, of examples that are there to choose by; empty where none were asked for."""
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the examples of each of these parts: the same ones give the same, wherever they were read from."""
-        return {part: _digest(sets) for part, sets in self._parts().items()}
+        """SHA-256 of the examples, for `train`, `evaluation` and, where there is one, `validation`.
 
-    def _parts(self) -> dict[str, Sets[Any]]:
-        parts: dict[str, Sets[Any]] = {"train": {"": self.train}, "evaluation": self.evaluation}
-        if self.validation:
-            parts["validation"] = self.validation
-        return {**parts, **{f"zero_shot {name}": sets for name, (_, sets) in self.zero_shot.items()}}
+        The same ones give the same, wherever they were read from.
+        """
+        everything = {"train": {"": self.train}, "evaluation": self.evaluation, "validation": self.validation}
+        return {part: examples_digest(sets) for part, sets in everything.items() if sets}
 
 
-def _digest(sets: Sets[Any]) -> str:
+def examples_digest(sets: Mapping[str, Sequence[Any]]) -> str:
+    """SHA-256 of examples, set by set."""
     digest = hashlib.sha256()
     for name, examples in sets.items():
         digest.update(f"{name}\0{len(examples)}\0".encode())
         for example in examples:
-            digest.update(repr(tuple(example)).encode())  # named tuples all
+            digest.update(repr(tuple(example)).encode())
     return digest.hexdigest()
 
 
-def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path) -> None:
-    """Refuse files that are not there, without reading any. Raises `InputError`, and `ConfigError` for a `zero_shot` that cannot be."""
+def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path, *, learning: bool = True) -> None:
+    """Refuse files that are not there, without reading any; unless `learning`, those of the evaluation. Raises `InputError`."""
     if config.source == "files":
-        _Files(config, name, task, project, lambda _: None).check()
-    for other in config.tasks[name].zero_shot:
-        asked = TASKS[config.kind_of(other)]
-        if task.labels is None or asked.labels is None or len(asked.labels) != len(task.labels) or other == name:
-            raise ConfigError(
-                f"finetune.tasks.{name}.zero_shot names {other}, which asks for {_asked_for(asked)}; expected another task with as "
-                f"many classes as {task.kind}, which asks for {_asked_for(task)}"
-            )
-        if config.source == "files":
-            _Files(config, other, asked, project, lambda _: None).check(evaluation_only=True)
-
-
-def _asked_for(task: Task[Any]) -> str:
-    if task.labels is not None:
-        return f"one of {len(task.labels)} classes"
-    return "a score" if task.head == "classification" else "places in a text"
+        _Files(config, name, task, project, lambda _: None).check(learning=learning)
 
 
 def read_task(
     config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
 ) -> TaskData[E]:
     """The data of the task called `name` in the parameters. Raises `InputError` for what is not there or not as expected."""
-    others = {other: _evaluation(config, other, project, message) for other in config.tasks[name].zero_shot}
-    return replace(_read(config, name, task, project, message), zero_shot=others)
-
-
-def _read(
-    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
-) -> TaskData[E]:
-    """All but what is asked beside."""
-    settings, source = config.settings_of(name), _source(config, name, task, project, message)
-    train, held_out, kept_back = hold_out(
-        source.train(), task.unit, settings.held_out or 0.0, settings.validation or 0.0
-    )
+    settings = config.settings_of(name)
+    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+    shares = settings.held_out or 0.0, settings.validation or 0.0
+    train, held_out, kept_back = hold_out(source.train(), task.unit, *shares)
     sets = task.layout.evaluation
     evaluation = source.evaluation() if settings.held_out is None else dict.fromkeys(sets, held_out)
     validation = {} if settings.validation is None else dict.fromkeys(sets, kept_back)
@@ -112,22 +76,23 @@ def _read(
         )
     return TaskData(
         train=_drawn(train, settings.train_examples),
-        evaluation=_all_drawn(evaluation, settings),
-        validation=_all_drawn(validation, settings),
+        evaluation={part: _drawn(examples, settings.evaluation_examples) for part, examples in evaluation.items()},
+        validation={part: _drawn(examples, settings.evaluation_examples) for part, examples in validation.items()},
     )
 
 
-def _evaluation(
-    config: FinetuneConfig, name: str, project: Path, message: Callable[[str], None]
-) -> tuple[Task[Any], Sets[Any]]:
-    """A task, and what it is scored on; its training is only read where the evaluation is a part of that."""
-    settings, task = config.settings_of(name), TASKS[config.kind_of(name)]
+def read_evaluation(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> dict[str, Sequence[E]]:
+    """The evaluation sets of `read_task` alone; examples to learn from are read only where those are taken from them."""
+    settings = config.settings_of(name)
     if settings.held_out is not None:
-        return task, _read(config, name, task, project, message).evaluation
-    sets = _source(config, name, task, project, message).evaluation()
-    if not all(sets.values()):
+        return read_task(config, name, task, project, message).evaluation
+    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+    evaluation = {part: _drawn(some, settings.evaluation_examples) for part, some in source.evaluation().items()}
+    if not all(evaluation.values()):
         raise InputError(f"{name}: there are no examples for the evaluation; expected at least one")
-    return task, _all_drawn(sets, settings)
+    return evaluation
 
 
 def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) -> list[list[E]]:
@@ -139,8 +104,8 @@ def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) ->
     order = iter(permutation(HELD_OUT, 0, len(groups)))
     part_of: dict[int, int] = {}
     for part, share in enumerate(shares, start=1):
-        end = len(part_of) + share * len(examples)
-        while len(part_of) < min(end, len(examples)):
+        end = min(len(part_of) + share * len(examples), len(examples))
+        while len(part_of) < end:
             part_of.update(dict.fromkeys(groups[next(order)], part))
     parts: list[list[E]] = [[] for _ in (0, *shares)]
     for place, example in enumerate(examples):
@@ -148,21 +113,11 @@ def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) ->
     return parts
 
 
-def _all_drawn(sets: Sets[E], settings: TaskConfig) -> Sets[E]:
-    return {part: _drawn(examples, settings.evaluation_examples) for part, examples in sets.items()}
-
-
 def _drawn(examples: Sequence[E], count: int | None) -> Sequence[E]:
     """So many of the examples, in their order; files are often sorted by label."""
     if count is None or count >= len(examples):
         return examples
     return [examples[place] for place in sorted(permutation("drawn examples", 0, len(examples))[:count])]
-
-
-def _source(
-    config: FinetuneConfig, name: str, task: Task[Any], project: Path, message: Callable[[str], None]
-) -> _Files | _Hub:
-    return _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
 
 
 class _Files:
@@ -179,8 +134,8 @@ class _Files:
                 "finetune.folder for all tasks, or finetune.source: hub"
             )
 
-    def check(self, *, evaluation_only: bool = False) -> None:
-        if not evaluation_only or self._settings.held_out is not None:
+    def check(self, *, learning: bool) -> None:
+        if learning or self._settings.held_out is not None:
             self._files("train")
         if self._settings.held_out is None:
             self._files("evaluation")

@@ -32,10 +32,11 @@ def test_an_examination_is_scored_on_its_evaluation_and_has_the_rest_beside():
         train=texts(0, 1),
         evaluation={"": texts(1, 1, 0)},
         validation={"": texts(0, 1, 0, 0)},
-        zero_shot={"MRPC": (TASKS["MRPC"], {"": texts(1, 0, 1, 1, 0)})},
     )
-    examination = Examination.of(TASKS["SST-2"], data, encode)
+    others = {"MRPC": (TASKS["MRPC"], {"": texts(1, 0, 1, 1, 0)})}
+    examination = Examination.of(TASKS["SST-2"], data, others, encode)
     assert len(examination) == 12
+    assert examination.examples == {"evaluation": 3, "validation": 4, "zero_shot MRPC": 5}
     found = examination.scored(says(1))
     assert found["score"] == pytest.approx(2 / 3)
     assert found["scored_by"] == ["accuracy"]
@@ -46,7 +47,7 @@ def test_an_examination_is_scored_on_its_evaluation_and_has_the_rest_beside():
 
 
 def test_what_was_not_asked_is_not_in_the_result():
-    examination = Examination.of(TASKS["SST-2"], TaskData(train=texts(0), evaluation={"": texts(1)}), encode)
+    examination = Examination.of(TASKS["SST-2"], TaskData(train=texts(0), evaluation={"": texts(1)}), {}, encode)
     assert examination.scored(says(1)).keys() == {"score", "figures", "scored_by"}
 
 
