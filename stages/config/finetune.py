@@ -172,23 +172,29 @@ class FinetuneConfig:
                 name,
                 "names for a folder: letters, digits, and then also . - _",
             )
+            self.kind_of(name)
             self.training_of(name)
-            for asked in (name, *self.tasks[name].zero_shot):
-                self.kind_of(asked)
+            for asked in (name, *self.zero_shot_of(name)):
                 if self.source == "files":
                     self.folder_of(asked)
 
     def settings_of(self, name: str) -> TaskConfig:
-        """What `tasks` says of a task; of one that is only named in a `zero_shot`, nothing. Raises `ConfigError` for any other."""
-        if name in self.tasks:
-            return self.tasks[name]
-        if name in TASK_KINDS and any(name in task.zero_shot for task in self.tasks.values()):
-            return TaskConfig()
-        raise ConfigError(f"task {name!r} is not in finetune.tasks; {suggest(name, self.tasks)}")
+        """What `tasks` says of a task: nothing where it is only named in a `zero_shot`."""
+        return self.tasks.get(name, TaskConfig())
+
+    def zero_shot_of(self, name: str) -> dict[str, TaskKind]:
+        """The tasks that the model of `name` answers untrained, and of which kinds they are. Raises `ConfigError` as `kind_of`."""
+        kinds: dict[str, TaskKind] = {kind: kind for kind in TASK_KINDS}
+        return {
+            other: kinds[other] if other in kinds and other not in self.tasks else self.kind_of(other)
+            for other in self.tasks[name].zero_shot
+        }
 
     def kind_of(self, name: str) -> TaskKind:
-        """Which task `name` is. Raises `ConfigError` as `settings_of`, and for one of no kind that there is."""
-        kind = self.settings_of(name).kind or name
+        """Which task `name` is. Raises `ConfigError` for one that is not in `tasks`, or of no kind that there is."""
+        if name not in self.tasks:
+            raise ConfigError(f"task {name!r} is not in finetune.tasks; {suggest(name, self.tasks)}")
+        kind = self.tasks[name].kind or name
         for known in TASK_KINDS:
             if known == kind:
                 return known

@@ -40,7 +40,7 @@ def read_zero_shot(config: FinetuneConfig, name: str, project: Path, message: Ca
 
 
 def _asked(config: FinetuneConfig, name: str) -> dict[str, Task[Any]]:
-    return {other: TASKS[config.kind_of(other)] for other in config.tasks[name].zero_shot}
+    return {other: TASKS[kind] for other, kind in config.zero_shot_of(name).items()}
 
 
 def _answers(task: Task[Any]) -> str:

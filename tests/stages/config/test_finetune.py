@@ -35,9 +35,10 @@ def test_a_task_takes_what_it_does_not_say_from_the_training_of_all():
 
 def test_a_task_that_is_only_answered_untrained_is_one_by_the_name_of_its_kind():
     config = load(tasks={"MRPC": {"zero_shot": ["RTE"]}})
-    assert (config.kind_of("RTE"), config.folder_of("RTE")) == ("RTE", "tasks/RTE")
-    with pytest.raises(ConfigError, match=r"task 'WNLI' is not in finetune\.tasks"):
-        config.kind_of("WNLI")
+    assert (config.zero_shot_of("MRPC"), config.folder_of("RTE")) == ({"RTE": "RTE"}, "tasks/RTE")
+    assert load(tasks={"MRPC": {"zero_shot": ["halves"]}}).zero_shot_of("MRPC") == {"halves": "SQuAD"}
+    with pytest.raises(ConfigError, match=r"task 'RTE' is not in finetune\.tasks"):
+        config.kind_of("RTE")
 
 
 def test_parameters_without_the_section_are_what_they_were():
