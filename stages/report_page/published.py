@@ -2,7 +2,8 @@
 
 Sanh, Debut, Chaumond and Wolf (2019), "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
 arXiv:1910.01108. Its scores are medians of five runs on the dev sets of GLUE (table 1), accuracy on IMDb's test set and
-exact match and F1 on SQuAD's dev set (table 2); it names no figure for tasks of GLUE that have two.
+exact match and F1 on SQuAD's dev set (table 2); for a task of GLUE that has two figures it gives one,
+without saying which.
 """
 
 from __future__ import annotations
