@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from stages.finetuning.learned import Learned
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
     VERSION,
+    chosen_by,
     finished,
     kept_seeds,
     other_results,
@@ -29,6 +30,7 @@ from stages.finetuning.results import (
     scores_like,
     write_model,
 )
+from stages.finetuning.scoring import Examination
 from stages.finetuning.summary import publish_summary
 from stages.finetuning.trainer import fine_tune
 from stages.models import DIGEST_SHOWN, count_parameters, require_model, weights_digest
@@ -36,8 +38,9 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, read_evaluation, read_task
+from stages.tasks.data import TaskData, check_task, examples_digest, read_evaluation, read_task
 from stages.tasks.task import Encoded, Task
+from stages.tasks.zero_shot import OtherTasks, check_zero_shot, read_zero_shot
 from stages.training.checkpoints import Checkpoints
 from storage.files import discard
 from storage.identity import canonical_json
@@ -120,7 +123,9 @@ def run(
         for task_name, task in kinds.items()
     ]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
-        check_task(settings, job.name, job.task, context.artefacts.project, learning=not distil)
+        validated = settings.settings_of(job.name).validation is not None
+        check_task(settings, job.name, job.task, context.artefacts.project, learning=validated or not distil)
+        check_zero_shot(settings, job.name, context.artefacts.project)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
     write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
@@ -163,8 +168,10 @@ def _name_of(folder: Path, context: Context) -> str:
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
     data = _data(job, context)
-    digests = data.digests if job.cached is None else {**data.digests, "train": job.cached.examples}
-    identity = {**_parameters(job), "data": digests}
+    others = read_zero_shot(job.settings, job.name, context.artefacts.project, context.progress.message)
+    beside = {f"zero_shot {name}": examples_digest(sets) for name, (_, sets) in others.items()}
+    learned = {} if job.cached is None else {"train": job.cached.examples}
+    identity = {**_parameters(job), "data": {**data.digests, **learned, **beside}}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -176,7 +183,7 @@ def _do(job: _Job, replace_others: bool, context: Context) -> None:
         context.progress.message(f"{job.name}: {len(identities) - len(missing)} of {len(identities)} seeds are done")
     if not missing:
         return
-    encoded = _encoded(job, data, context)
+    encoded = _encoded(job, data, others, context)
     for seed in missing:
         _do_seed(job, seed, identities[seed], data, encoded, context)
 
@@ -214,25 +221,30 @@ def _distillation(cached: CachedTask) -> dict[str, Any]:
 
 
 def _data(job: _Job, context: Context) -> TaskData[Any]:
-    """The task's examples; of one that is learned from a cache, those of the evaluation."""
+    """The task's examples; of one that is learned from a cache, those that it is scored on, and chosen by."""
     where = (job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
-    return read_task(*where) if job.cached is None else TaskData(train=(), evaluation=read_evaluation(*where))
+    if job.cached is None:
+        return read_task(*where)
+    if job.settings.settings_of(job.name).validation is None:
+        return TaskData(train=(), evaluation=read_evaluation(*where))
+    return replace(read_task(*where), train=())
 
 
-def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Learned, dict[str, Encoded]]:
-    """The inputs of the training and of each evaluation set."""
-    total = len(data.train) + sum(map(len, data.evaluation.values()))
+def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Learned, Examination]:
+    """The inputs of the training, and those that the model is scored on."""
+    scored = (data.evaluation, data.validation, *(sets for _, sets in others.values()))
+    total = len(data.train) + sum(len(examples) for sets in scored for examples in sets.values())
     context.progress.begin(f"tokenize {job.name}", total, "examples")
 
-    def encode(examples: Sequence[Any], *, learning: bool) -> Encoded:
-        return job.task.encode(
+    def encode(task: Task[Any], examples: Sequence[Any], *, learning: bool = False) -> Encoded:
+        return task.encode(
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    evaluation = {name: encode(examples, learning=False) for name, examples in data.evaluation.items()}
+    examination = Examination.of(job.task, data, others, encode)
     if job.cached is not None:
-        return _from_cache(job, context), evaluation
-    return Learned.of(encode(data.train, learning=True).rows), evaluation
+        return _from_cache(job, context), examination
+    return Learned.of(encode(job.task, data.train, learning=True).rows), examination
 
 
 def _from_cache(job: _Job, context: Context) -> Learned:
@@ -254,7 +266,7 @@ def _do_seed(
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],
-    encoded: tuple[Learned, dict[str, Encoded]],
+    encoded: tuple[Learned, Examination],
     context: Context,
 ) -> None:
     """Fine-tune, score and record one seed."""
@@ -278,7 +290,7 @@ def _do_seed(
     with lock(artefacts.checkpoints, checkpoints.folder.name, "this fine-tuning"):
         if finished(file, identity) is not None:  # by another process, in the meantime
             return
-        train, evaluation = encoded
+        train, examination = encoded
         short = context.device == "cpu" and job.training.max_tokens <= _EAGER_TOKENS
         model = subject.base.with_head(job.task.head, job.task.labels, seed=seed, attention="eager" if short else None)
         trained = fine_tune(
@@ -295,11 +307,9 @@ def _do_seed(
             context=context,
             loss=train.loss,
         )
-        context.progress.begin(
-            f"score {job.name}, seed {seed}", sum(len(some.rows) for some in evaluation.values()), "inputs"
-        )
-        outputs = {
-            name: outputs_of(
+        context.progress.begin(f"score {job.name}, seed {seed}", len(examination), "inputs")
+        found = examination.scored(
+            lambda some: outputs_of(
                 model,
                 some,
                 job.task.head,
@@ -308,13 +318,9 @@ def _do_seed(
                 precision=job.precision,
                 context=context,
             )
-            for name, some in evaluation.items()
-        }
-        figures = job.task.figures(
-            {name: (data.evaluation[name], evaluation[name], outputs[name]) for name in evaluation}
         )
-        score = sum(figures[name] for name in job.task.scored_by) / len(job.task.scored_by)
-        kept = kept_seeds(job.settings.keep, {**scores_like(subject.results, job.name, identity), seed: score})
+        scores = {**scores_like(subject.results, job.name, identity), seed: chosen_by(found)}
+        kept = kept_seeds(job.settings.keep, scores)
         models = artefacts.finetuned(subject.name, job.name)
         if seed in kept:
             with whole_folder(models / str(seed)) as draft:
@@ -327,13 +333,8 @@ def _do_seed(
                 "task": job.name,
                 "kind": job.task.kind,
                 "seed": seed,
-                "score": score,
-                "figures": figures,
-                "scored_by": list(job.task.scored_by),
-                "examples": {
-                    **(train.counts or {"train": len(data.train)}),
-                    "evaluation": sum(map(len, data.evaluation.values())),
-                },
+                **found,
+                "examples": {**(train.counts or {"train": len(data.train)}), **examination.examples},
                 "inputs": len(train.rows),
                 "steps": trained.steps,
                 "loss": trained.loss,
@@ -348,7 +349,7 @@ def _do_seed(
         )
         remove_others(models, kept)
         discard(checkpoints.folder)
-        context.progress.message(f"{job.name}, seed {seed}: {_shown(figures)}")
+        context.progress.message(f"{job.name}, seed {seed}: {_shown(found['figures'])}")
 
 
 def _shown(figures: dict[str, float]) -> str:

@@ -13,7 +13,7 @@ from storage import HiddenName
 ALGORITHMS = {"task_targets": 1}
 """Raised by hand when a change of code changes what is cached for the same parameters."""
 _AS_THEY_ARE = ("shard_tokens", "precision", "attention")
-_OF_THE_EXAMPLES = ("held_out", "train_examples")
+_OF_THE_EXAMPLES = ("held_out", "validation", "train_examples")
 
 
 def finetuning(config: Config) -> FinetuneConfig:
@@ -49,7 +49,7 @@ def task_spec(config: Config, name: str) -> dict[str, Any]:
         "task": {
             "name": name,
             **encoding_of(settings.kind_of(name), settings.training_of(name)),
-            **{key: task[key] for key in _OF_THE_EXAMPLES if task[key] is not None},
+            **{key: task[key] for key in _OF_THE_EXAMPLES if task.get(key) is not None},
         },
         "cache": {**{key: cache[key] for key in _AS_THEY_ARE}, "hidden": hidden, **layers},
         "algorithms": ALGORITHMS,

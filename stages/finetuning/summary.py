@@ -9,26 +9,39 @@ from typing import Any
 
 from stages.context import Context
 from stages.errors import InputError
+from stages.figures import TASK_FIGURES
 from stages.finetuning.picture import draw
 from stages.finetuning.results import models_in, results_of
+from stages.models import DIGEST_SHOWN
 from stages.outputs import write_json, write_text
 from stages.tasks import IN_MACRO, TASKS
 
 TEACHER = "teacher"
 """The model that the others are measured by."""
-FIGURES = {
-    "exact_match": "exact match",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "matthews": "Matthews",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "accuracy_matched": "accuracy, matched",
-    "accuracy_mismatched": "accuracy, mismatched",
-}
-"""Official figure -> its name in the table, in the order in which they stand there."""
 
 SPREAD = "median over the seeds ± half the distance between the lowest and the highest, in %"
+
+
+def _by_seed(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Figure -> its values in the results, in the order of the table."""
+    return {name: [figures[name] for figures in results] for name in TASK_FIGURES if name in results[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """What a model says to the examples of a task that it was not trained on."""
+
+    figures: Mapping[str, Sequence[float]]
+    """Official figure -> its values by seed."""
+    majority: Mapping[str, float]
+    """The same of always saying the most frequent class."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in summary.json."""
+        return {
+            "figures": {figure: median(values) for figure, values in self.figures.items()},
+            "majority": dict(self.majority),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,10 @@ class TaskScores:
     """Digest of the examples that it was scored on."""
     examples: Mapping[str, int]
     seconds: Sequence[float]
+    validation: Sequence[float] = ()
+    """Scores by seed on the part to choose by, where there is one."""
+    zero_shot: Mapping[str, ZeroShot] = field(default_factory=dict)
+    """What it says to other tasks, by their names."""
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> TaskScores:
@@ -60,14 +77,18 @@ class TaskScores:
             kind=results[0]["kind"],
             seeds=[result["seed"] for result in results],
             scores=[result["score"] for result in results],
-            figures={
-                name: [result["figures"][name] for result in results]
-                for name in FIGURES
-                if name in results[0]["figures"]
-            },
+            figures=_by_seed([result["figures"] for result in results]),
             data=results[0]["identity"]["data"]["evaluation"],
             examples=results[0]["examples"],
             seconds=[result["seconds"] for result in results],
+            validation=[result["validation"]["score"] for result in results if "validation" in result],
+            zero_shot={
+                name: ZeroShot(
+                    figures=_by_seed([result["zero_shot"][name]["figures"] for result in results]),
+                    majority=asked["majority"],
+                )
+                for name, asked in results[0].get("zero_shot", {}).items()
+            },
         )
 
     @property
@@ -84,6 +105,8 @@ class ModelScores:
     path: str
     parameters: int
     """With a head."""
+    weights: str
+    """Digest of its files."""
     tasks: Mapping[str, TaskScores]
     means: Mapping[str, float] = field(init=False)
     """`macro`: mean score over the tasks of GLUE that are there; `macro_without_wnli`; `all`: over all tasks."""
@@ -105,12 +128,19 @@ class ModelScores:
                 "examples": dict(task.examples),
                 "seconds": list(task.seconds),
                 "evaluation_digest": task.data,
+                **({"validation": median(task.validation)} if task.validation else {}),
+                **(
+                    {"zero_shot": {other: asked.to_json() for other, asked in task.zero_shot.items()}}
+                    if task.zero_shot
+                    else {}
+                ),
             }
             for name, task in self.tasks.items()
         }
         return {
             "path": self.path,
             "parameters": self.parameters,
+            "weights": self.weights[:DIGEST_SHOWN],
             "tasks": tasks,
             "means": dict(self.means),
             "glue_tasks": [name for name in IN_MACRO if name in self.tasks],
@@ -153,7 +183,7 @@ def publish_summary(context: Context) -> None:
     teacher = next((model for model in models if model.name == TEACHER), None)
     kept = {model.name: retention(teacher, model) for model in models if teacher is not None and model is not teacher}
     write_json(
-        folder / "summary.json",
+        context.artefacts.finetuning_summary,
         {"models": {model.name: model.to_json() for model in models}, "retention": kept},
     )
     columns, rows = table(models, kept)
@@ -176,6 +206,7 @@ def _scores_of(
         name=name,
         path=model["path"],
         parameters=max(result["parameters"] for results in tasks.values() for result in results),
+        weights=model["weights"],
         tasks={task: scores[task] for task in order},
     )
 
@@ -190,18 +221,19 @@ def table(models: Sequence[ModelScores], kept: Mapping[str, Mapping[str, float]]
     for name in names:
         tasks = {model.name: model.tasks[name] for model in models if name in model.tasks}
         figures = list(next(iter(tasks.values())).figures)
-        label = f"{name}, {FIGURES[figures[0]]}" if len(figures) == 1 else name
+        label = f"{name}, {TASK_FIGURES[figures[0]]}" if len(figures) == 1 else name
         rows.append(_row(label, models, kept, {model: cell(task.scores) for model, task in tasks.items()}, key=name))
         if len(figures) > 1:
             rows += [
                 _row(
-                    f"- {FIGURES[figure]}",
+                    f"- {TASK_FIGURES[figure]}",
                     models,
                     kept,
                     {model: cell(task.figures[figure]) for model, task in tasks.items()},
                 )
                 for figure in figures
             ]
+        rows += [_row(label, models, kept, cells) for label, cells in _beside(tasks).items()]
     in_glue = [name for name in names if name in IN_MACRO]
     means = {"macro": f"GLUE, mean of {len(in_glue)} of {len(IN_MACRO)}"} if in_glue else {}
     if "WNLI" in in_glue and len(in_glue) > 1:
@@ -212,6 +244,19 @@ def table(models: Sequence[ModelScores], kept: Mapping[str, Mapping[str, float]]
         whole = {model.name: _mean_cell(model, key, names) for model in models if key in model.means}
         rows.append(_row(label, models, kept, whole, key=key))
     return columns, rows
+
+
+def _beside(tasks: Mapping[str, TaskScores]) -> dict[str, dict[str, str]]:
+    """Label -> model -> cell of what was asked beside the evaluation of a task."""
+    rows: dict[str, dict[str, str]] = {}
+    for model, task in tasks.items():
+        if task.validation:
+            rows.setdefault("- validation", {})[model] = cell(task.validation)
+        for other, asked in task.zero_shot.items():
+            for figure, values in asked.figures.items():
+                label = f"- zero-shot on {other}, {TASK_FIGURES[figure]}"
+                rows.setdefault(label, {})[model] = f"{cell(values)} ({percent(asked.majority[figure])})"
+    return rows
 
 
 def _row(
@@ -267,6 +312,10 @@ def _notes(models: Sequence[ModelScores]) -> list[str]:
             f"seeds {', '.join(map(str, some))}: " + ("all others" if some == most else ", ".join(where))
             for some, where in sorted(seeds.items(), key=lambda item: item[0] == most)
         ]
+    if any(task.zero_shot for model in models for task in model.tasks.values()):
+        notes.append(
+            "zero-shot: answers to a task that was not learned, in brackets what always saying its most frequent class gives"
+        )
     teacher = next((model for model in models if model.name == TEACHER), None)
     if teacher is not None:
         notes += [

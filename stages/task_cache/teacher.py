@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from stages.context import Artefacts, Context
 from stages.errors import InputError
+from stages.finetuning.results import chosen_by
 
 TEACHER = "teacher"
 """Of which model's results it is the best one."""
@@ -35,7 +36,7 @@ def _score(artefacts: Artefacts, seed: int) -> float:
     assert artefacts.task is not None
     file = artefacts.finetuning / TEACHER / artefacts.task / f"{seed}.json"
     try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["score"])
+        return chosen_by(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} cannot be read ({error!r}), and models of several seeds are kept: which is the best is not known; run: "
