@@ -50,8 +50,9 @@ def info(folder: Path | None, project: Path, teacher: str | None, task: str | No
     from pipeline import cache_info
 
     refuse_both(teacher, task)
-    if folder is not None and (teacher is not None or task is not None):
-        raise click.UsageError("CACHE and --teacher or --task both say which cache: give one")
+    for option, name in (("--teacher", teacher), ("--task", task)):
+        if folder is not None and name is not None:
+            raise click.UsageError(f"CACHE and {option} both say which cache: give one")
 
     _run(
         project,
