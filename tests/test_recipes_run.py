@@ -106,7 +106,7 @@ GIVEN = {
 }
 ALIKE = {"distilbert-cased", "distilmbert"}
 """Of the same classes and values as `distilbert`: for a campaign."""
-ELSEWHERE = {"default", "manifest-only", "minilm"}
+ELSEWHERE = {"default", "manifest-only", "ablation", "minilm"}
 """Run under DVC, by tests/pipeline, and by hand: an encoder that comes in a package (docs/quality.md)."""
 RUN = [
     pytest.param(name, marks=[pytest.mark.campaign] if name in ALIKE else [])
