@@ -134,7 +134,9 @@ def test_caches_and_the_training_depend_on_all_that_a_caches_identity_covers(sta
     fields = {f"cache.{field.name}" for field in dataclasses.fields(CacheConfig) if field.name not in OF_SPEED}
     for stage in stages[name].values():
         trains = stage.commands[-1] == "pipeline train-student" or stage.outs[0].startswith("models/comparison/")
-        if (trains and "before-training" not in stage.outs[0]) or stage.commands[0].startswith("pipeline cache-teacher"):
+        if (trains and "before-training" not in stage.outs[0]) or stage.commands[0].startswith(
+            "pipeline cache-teacher"
+        ):
             assert sections | fields <= set(stage.parameters), stage.commands
             assert [parameter for parameter in stage.parameters if parameter.split(".")[0] in {"teacher", "teachers"}]
 

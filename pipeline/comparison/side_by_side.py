@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -19,6 +19,7 @@ from stages.context import Context
 from stages.figures import LABELS
 from stages.outputs import write_text
 from stages.report_page.units import NO_BREAK, data_size
+from stages.tasks import IN_MACRO
 
 Json = Mapping[str, Any]
 STDOUT = "-"
@@ -97,19 +98,38 @@ def _difference(first: Json, record: Json) -> tuple[dict[str, float], list[str]]
                 f"held-out figures of {record['name']} are of another split, text or teacher than those of {first['name']}: "
                 "they cannot be compared"
             )
-    tasks = _tasks(record)
-    for task, base in _tasks(first).items():
-        if task in tasks and tasks[task]["evaluation_digest"] == base["evaluation_digest"]:
-            found[task] = mean(tasks[task]["scores"]) - mean(base["scores"])
-        elif task in tasks:
-            notes.append(f"{record['name']} and {first['name']} were scored on different examples of {task}")
+    ours, theirs = (_scores(run) for run in (record, first))
+    shared = [task for task in theirs["tasks"] if task in ours["tasks"]]
+    same = {task for task in shared if _examples(ours, task) == _examples(theirs, task)}
+    notes += [
+        f"{record['name']} and {first['name']} were scored on different examples of {task}"
+        for task in shared
+        if task not in same
+    ]
+    found |= {task: mean(ours["tasks"][task]["scores"]) - mean(theirs["tasks"][task]["scores"]) for task in same}
+    if same == set(ours["tasks"]) == set(theirs["tasks"]):
+        found |= {name: ours["means"][name] - theirs["means"][name] for name in _means_to_show(same)}
     return found, notes
 
 
-def _tasks(record: Json) -> Json:
-    """Tasks of the results that have the run's own name."""
-    tasks: Json = record.get("scores", {}).get(record["name"], {}).get("tasks", {})
-    return tasks
+def _scores(record: Json) -> Json:
+    """Those of the results that have the run's own name."""
+    scores: Json = record.get("scores", {}).get(record["name"], {"tasks": {}, "means": {}})
+    return scores
+
+
+def _examples(scores: Json, task: str) -> Any:
+    return scores["tasks"][task]["evaluation_digest"]
+
+
+def _means_to_show(tasks: Collection[str]) -> list[str]:
+    """The means over these tasks that are no other one's by another name."""
+    in_glue = [task for task in tasks if task in IN_MACRO]
+    return [
+        *(["macro"] if len(in_glue) > 1 else []),
+        *(["macro_without_wnli"] if "WNLI" in in_glue and len(in_glue) > 1 else []),
+        *(["all"] if len(in_glue) < len(tasks) > 1 else []),
+    ]
 
 
 def _differing(parameters: Mapping[str, Json]) -> dict[str, dict[str, Any]]:
@@ -132,27 +152,28 @@ def tables_of(content: Json) -> list[Table]:
         tables.append(Table(title=_split(runs), columns=["", *map(LABELS.__getitem__, figures)], rows=rows))
     results = {name: result for run in runs for name, result in run.get("scores", {}).items()}
     tasks = list(dict.fromkeys(task for result in results.values() for task in result["tasks"]))
-    means = [name for name in MEANS if any(name in result["means"] for result in results.values())]
+    means = _means_to_show(tasks)
     if tasks:
         rows = [
             [
                 name,
                 *(_percent(result["tasks"].get(task, {}).get("scores", ())) for task in tasks),
-                *(_percent([result["means"][mean_]] if mean_ in result["means"] else ()) for mean_ in means),
+                *(_mean_of(result, mean_, len(tasks)) for mean_ in means),
             ]
             for name, result in results.items()
         ]
         tables.append(
             Table(title="fine-tuned, scores in %", columns=["", *tasks, *map(MEANS.__getitem__, means)], rows=rows)
         )
-    changed = [name for name in (*figures, *tasks) if any(name in of for of in differences["runs"].values())]
+    labels = {**LABELS, **MEANS}
+    changed = [name for name in (*figures, *tasks, *means) if any(name in of for of in differences["runs"].values())]
     if changed:
         tables.append(
             Table(
                 title=f"difference from {differences['from']}; of scores, in points of %",
-                columns=["", *(LABELS.get(name, name) for name in changed)],
+                columns=["", *(labels.get(name, name) for name in changed)],
                 rows=[
-                    [run, *(_signed(of, name, name in tasks) for name in changed)]
+                    [run, *(_signed(of, name, name not in LABELS) for name in changed)]
                     for run, of in differences["runs"].items()
                 ],
             )
@@ -183,6 +204,14 @@ def _percent(scores: Sequence[float]) -> str:
         return ABSENT
     spread = f" ± {50 * (max(scores) - min(scores)):.1f}" if len(scores) > 1 else ""
     return f"{100 * mean(scores):.1f}{spread}"
+
+
+def _mean_of(result: Json, name: str, tasks: int) -> str:
+    """A mean, and over how many tasks it is where others have more."""
+    if name not in result["means"]:
+        return ABSENT
+    there = len(result["tasks"])
+    return _percent([result["means"][name]]) + ("" if there == tasks else f" ({there} of {tasks} tasks)")
 
 
 def _signed(of: Mapping[str, float], name: str, is_score: bool) -> str:

@@ -2,9 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from pipeline.comparison.table import Row, markdown
 
 from pipeline.compare import compare, slug
+from pipeline.comparison.table import Row, markdown
 from stages import cache_teacher, init_student
 from stages.config import ConfigError
 from stages.context import Silent
