@@ -11,14 +11,6 @@ from tests.stages.tasks.files import write_files
 from tests.tiny import PARAMS, write_params
 
 RUNS = {"full": {}, "no-kd": {"weights": {"kd": 0.0}}}
-RANDOM = {
-    "architecture": "distilbert",
-    "initialise": "random",
-    "layers": 1,
-    "layer_map": None,
-    "dropout": 0.0,
-    "seed": 0,
-}
 FINETUNE = {
     "source": "files",
     "folder": "tasks",
