@@ -50,7 +50,7 @@ def find(name: str, runs: dict[str, str], artefacts: Artefacts) -> Place:
         return Place(name=name, artefacts=artefacts, folders=_with_figures(artefacts.runs, name, "pipeline evaluate"))
     comparison = artefacts.runs / "comparison"
     folder = comparison / runs.get(name, name)
-    if name in runs or (folder.is_dir() and comparison in folder.parents and ".." not in folder.parts):
+    if name in runs or (folder.is_dir() and comparison in folder.parents and ".." not in Path(name).parts):
         command = f'pipeline compare --only "{name}"' if name in runs else "pipeline compare"
         return Place(name=name, artefacts=artefacts, folders=_with_figures(folder, name, command))
     path = artefacts.project / name
