@@ -140,7 +140,7 @@ def comparison_runs(comparison: Record) -> list[Run]:
             steps=int(row.number("steps")),
             seconds=row.number_list("seconds") if "seconds" in row else [],
             values={name: row.record("values").number_list(name) for name in LABELS if name in row.record("values")},
-            tasks=row.record("tasks").number_lists() if "tasks" in row else {},
+            tasks=row.record("scores").number_lists() if "scores" in row else {},
         )
         for row in comparison.records("rows")
     ]

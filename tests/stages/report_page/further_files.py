@@ -87,7 +87,7 @@ def ablation() -> dict[str, Any]:
     }
     for row in content["rows"]:
         if row["name"] in scores:
-            row["tasks"] = scores[row["name"]]
+            row["scores"] = scores[row["name"]]
     return content
 
 
