@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +24,7 @@ from transformers import (
 
 from stages import cache_teacher, finetune
 from stages.cache_location import open_cache, push_cache
+from stages.cache_origin import Origin
 from stages.config import ConfigError, load_config
 from stages.errors import InputError, Interrupted
 from stages.finetuning.batches import Padded
@@ -423,6 +426,36 @@ def test_a_cache_of_other_training_examples_is_refused_where_the_scored_ones_are
     file.write_text("".join([first, *others]), encoding="utf-8")
     project.finetune("STS-B")
     assert project.result("student-distilled", "STS-B")["examples"]["train"] == 6
+
+
+def test_texts_that_are_scored_are_not_cached_without_their_labels(project):
+    tasks = project.folder / "tasks" / "SST-2"
+    scored = [line.split("\t")[0] for line in (tasks / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    (tasks / "more.txt").write_text("\n".join([*UNLABELLED, *scored[:2]]) + "\n", encoding="utf-8")
+    said = []
+    counts = Counts()
+    counts.message = said.append
+    before = project.reader("SST-2").root_digest
+    project.cache("SST-2", context=replace(project.context, progress=counts))
+    assert said[0] == "SST-2: left out 2 texts without labels that are examples to be scored"
+    assert project.reader("SST-2").root_digest == before
+
+
+def test_jobs_that_begin_together_write_the_examples_once(project):
+    shutil.rmtree(project.artefacts.of_task("STS-B").tokens)
+    begun, both = [], threading.Event()
+
+    class Waits(Counts):
+        def begin(self, task, total, unit, done=0):
+            super().begin(task, total, unit, done)
+            begun.append(task)
+            both.wait(0.5)  # the other one has time to begin too, where nothing keeps it from that
+
+    context = replace(project.context, progress=Waits()).of_task("STS-B")
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: Origin.find(project.config, context).description, range(2)))
+    assert begun.count("tokenize STS-B") == 1
+    assert found[0] == found[1] == project.reader("STS-B").description
 
 
 def test_the_shards_of_the_cache_that_are_read_are_counted(project):
