@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := -m pip --disable-pip-version-check -qq
 
-.PHONY: demo table test check campaign lock clean
+.PHONY: demo table test check docs campaign lock clean
 
 demo: $(INSTALLED)  ## the whole road on the embedded default, about 12 minutes on two cores
 	$(BIN)/dvc repro
@@ -24,7 +24,12 @@ check: $(INSTALLED)  ## style, types, import layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py tests/test_docs.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_docs.py tests/docs_build
+
+docs: $(INSTALLED)  ## the documentation as a site in build/site; a broken link ends it
+	$(BIN)/python -m docs_build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "the pages are in build/site: open index.html, or, to search them too: python3 -m http.server --directory build/site"
 
 campaign: $(INSTALLED)  ## long fault campaigns: kills at random moments, flipped bits at random places
 	$(BIN)/python -m pytest -m campaign
@@ -35,7 +40,7 @@ TORCH ?= 2.13.0
 lock:  ## resolve the ranges of pyproject.toml afresh and pin what comes out
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev]"
+	build/lock/bin/python $(PIP) install "torch==$(TORCH)" ".[dvc,dev,docs]"
 	echo "# Every package at its version, written by \`make lock\` from the ranges in pyproject.toml." > build/lock/header
 	build/lock/bin/python $(PIP) freeze --all --exclude pip --exclude teacher-cache \
 	  | sed 's/+[a-z0-9.]*$$//' | cat build/lock/header - > requirements.lock
