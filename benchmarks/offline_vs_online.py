@@ -28,18 +28,17 @@ import matplotlib as mpl
 import torch
 import torch.nn.functional as F
 from measure import Spread, arguments, finish
+from student_project import QUICK, ROOT, context_in, quiet
 from torch import Tensor, nn
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup, set_seed
-from transformers.utils import logging as transformers_logging
 
-from pipeline.environment import quiet_libraries
 from pipeline.params import read_config
 from pipeline.summary import print_table
 from stages import cache_teacher, corpus, init_student, teacher, tokenize_corpus, train_student
 from stages.batches import Batch, PlannedBatches, Wanted, decoder_for, split_batches
 from stages.config import Config
-from stages.context import Artefacts, Context
-from stages.device import resolve_device, resolve_precision
+from stages.context import Context
+from stages.device import resolve_precision
 from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
 from stages.models import encoder_hidden, load_masked_lm
@@ -48,7 +47,6 @@ from storage import CacheReader
 
 mpl.use("svg")
 
-ROOT = Path(__file__).parents[1]
 GOALS = {"kl_balanced_vs_online": "<= 1.01", "kl_small_vs_online": "<= 1.10"}
 NO_COSINE = ["train.weights={kd: 5.0, mlm: 2.0, cos: 0.0}"]
 RUNS: dict[str, list[str]] = {
@@ -69,16 +67,6 @@ RUNS: dict[str, list[str]] = {
 QUICK_RUNS = ("exact: head", "balanced: head", "small")
 SEEDS = (0, 1)
 BINS = 15
-QUICK = [
-    "corpus.docstrings.packages=[click, rich, fsspec]",
-    "corpus.validation_fraction=0.1",
-    "corpus.test_fraction=0.1",
-    "tokenize.train.vocabulary_size=800",
-    "teacher.train.steps=4",
-    "cache.sequences={train: 64, validation: 8, test: 8}",
-    "train.steps=2",
-    "train.warmup_steps=1",
-]
 
 
 @dataclass(frozen=True)
@@ -105,8 +93,7 @@ class Project:
                 (project / "models").mkdir()
                 for model in ("teacher", "student-init"):
                     (project / "models" / model).symlink_to(shared / "models" / model)
-        device = resolve_device("auto")
-        return Context(artefacts=Artefacts(project=project), device=device, threads=torch.get_num_threads())
+        return context_in(project)
 
     def prepare(self) -> None:
         """Text, tokens, teacher, the cache that all are compared with, and the student's initial weights."""
@@ -291,8 +278,7 @@ def draw(figures: Mapping[str, Mapping[str, float]], floor: float, file: Path) -
 def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
-    quiet_libraries(debug=False)
-    transformers_logging.disable_progress_bar()
+    quiet()
     with tempfile.TemporaryDirectory() as scratch:
         project = Project(Path(scratch), quick=options.quick)
         project.prepare()

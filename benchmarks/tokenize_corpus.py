@@ -26,6 +26,7 @@ from typing import ParamSpec, TypeVar
 
 import pyarrow.parquet as pq
 from measure import Spread, arguments, finish, interleaved, memory, ratio, rounds
+from student_project import ROOT, real_text
 from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
@@ -38,7 +39,6 @@ from stages.sequences import TokenStore
 from stages.tokenizer import train_wordpiece
 from storage.layout import SPLITS
 
-ROOT = Path(__file__).parents[1]
 GOALS = {"tokenize_vs_bare": ">= 0.9", "tokenize_memory_16x_vs_4x": "about 1"}
 COPIES = (1, 4, 16)
 BATCH_CHARACTERS = 1_000_000
@@ -92,8 +92,8 @@ def main() -> None:
 
 def make_project(project: Path, *, copies: int, quick: bool) -> Path:
     """A project folder with documents, the text as often as asked for, and a tokenizer."""
-    data = Path(os.environ.get("TEACHER_CACHE_DATA", ROOT.parent / "shared" / "data"))
-    articles, vocabulary = data / "wiki_en" / "train-00000.parquet", data / "vocab" / "bert-base-uncased-vocab.txt"
+    articles = real_text("wiki_en", "train-00000.parquet")
+    vocabulary = real_text("vocab", "bert-base-uncased-vocab.txt")
     context = Context(artefacts=Artefacts(project=project))
     text = project / "text"
     text.mkdir(parents=True)
@@ -101,7 +101,7 @@ def make_project(project: Path, *, copies: int, quick: bool) -> Path:
         source = articles
         tokenizer = BertTokenizer(vocab=str(vocabulary))
     else:
-        print(f"no articles in {data}: the docstrings of the embedded default stand for them")
+        print(f"no articles in {real_text()}: the docstrings of the embedded default stand for them")
         corpus.run(read_config(ROOT / "params.yaml"), context)
         source = project / "docstrings.parquet"
         shutil.copyfile(context.artefacts.documents / "train.parquet", source)

@@ -18,6 +18,7 @@ from stages.errors import ConfigError, InputError
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
     VERSION,
+    chosen_by,
     finished,
     kept_seeds,
     other_results,
@@ -26,6 +27,7 @@ from stages.finetuning.results import (
     scores_like,
     write_model,
 )
+from stages.finetuning.scoring import Examination
 from stages.finetuning.summary import publish_summary
 from stages.finetuning.trainer import fine_tune
 from stages.models import DIGEST_SHOWN, count_parameters, require_model, weights_digest
@@ -33,8 +35,9 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, read_task
+from stages.tasks.data import TaskData, check_task, examples_digest, read_task
 from stages.tasks.task import Encoded, Task
+from stages.tasks.zero_shot import OtherTasks, check_zero_shot, read_zero_shot
 from stages.training.checkpoints import Checkpoints
 from storage.files import discard
 from storage.identity import canonical_json
@@ -117,6 +120,7 @@ def run(
     ]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
         check_task(settings, job.name, job.task, context.artefacts.project)
+        check_zero_shot(settings, job.name, context.artefacts.project)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
     write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
@@ -169,7 +173,9 @@ def _fitting(training: TaskTraining, base: BaseModel, name: str, context: Contex
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
     data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
-    identity = {**_parameters(job), "data": data.digests}
+    others = read_zero_shot(job.settings, job.name, context.artefacts.project, context.progress.message)
+    beside = {f"zero_shot {name}": examples_digest(sets) for name, (_, sets) in others.items()}
+    identity = {**_parameters(job), "data": {**data.digests, **beside}}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -181,7 +187,7 @@ def _do(job: _Job, replace_others: bool, context: Context) -> None:
         context.progress.message(f"{job.name}: {len(identities) - len(missing)} of {len(identities)} seeds are done")
     if not missing:
         return
-    encoded = _encoded(job, data, context)
+    encoded = _encoded(job, data, others, context)
     for seed in missing:
         _do_seed(job, seed, identities[seed], data, encoded, context)
 
@@ -214,20 +220,18 @@ def _parameters(job: _Job) -> dict[str, Any]:
     }
 
 
-def _encoded(job: _Job, data: TaskData[Any], context: Context) -> tuple[Encoded, dict[str, Encoded]]:
-    """The inputs of the training and of each evaluation set."""
-    total = len(data.train) + sum(map(len, data.evaluation.values()))
+def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Encoded, Examination]:
+    """The inputs of the training, and those that the model is scored on."""
+    scored = (data.evaluation, data.validation, *(sets for _, sets in others.values()))
+    total = len(data.train) + sum(len(examples) for sets in scored for examples in sets.values())
     context.progress.begin(f"tokenize {job.name}", total, "examples")
 
-    def encode(examples: Sequence[Any], *, learning: bool) -> Encoded:
-        return job.task.encode(
+    def encode(task: Task[Any], examples: Sequence[Any], *, learning: bool = False) -> Encoded:
+        return task.encode(
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    return (
-        encode(data.train, learning=True),
-        {name: encode(examples, learning=False) for name, examples in data.evaluation.items()},
-    )
+    return encode(job.task, data.train, learning=True), Examination.of(job.task, data, others, encode)
 
 
 def _counted(context: Context) -> Callable[[int], None]:
@@ -243,7 +247,7 @@ def _do_seed(
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],
-    encoded: tuple[Encoded, dict[str, Encoded]],
+    encoded: tuple[Encoded, Examination],
     context: Context,
 ) -> None:
     """Fine-tune, score and record one seed."""
@@ -267,7 +271,7 @@ def _do_seed(
     with lock(artefacts.checkpoints, checkpoints.folder.name, "this fine-tuning"):
         if finished(file, identity) is not None:  # by another process, in the meantime
             return
-        train, evaluation = encoded
+        train, examination = encoded
         short = context.device == "cpu" and job.training.max_tokens <= _EAGER_TOKENS
         model = subject.base.with_head(job.task.head, job.task.labels, seed=seed, attention="eager" if short else None)
         trained = fine_tune(
@@ -282,11 +286,9 @@ def _do_seed(
             checkpoints=checkpoints,
             context=context,
         )
-        context.progress.begin(
-            f"score {job.name}, seed {seed}", sum(len(some.rows) for some in evaluation.values()), "inputs"
-        )
-        outputs = {
-            name: outputs_of(
+        context.progress.begin(f"score {job.name}, seed {seed}", len(examination), "inputs")
+        found = examination.scored(
+            lambda some: outputs_of(
                 model,
                 some,
                 job.task.head,
@@ -295,13 +297,9 @@ def _do_seed(
                 precision=job.precision,
                 context=context,
             )
-            for name, some in evaluation.items()
-        }
-        figures = job.task.figures(
-            {name: (data.evaluation[name], evaluation[name], outputs[name]) for name in evaluation}
         )
-        score = sum(figures[name] for name in job.task.scored_by) / len(job.task.scored_by)
-        kept = kept_seeds(job.settings.keep, {**scores_like(subject.results, job.name, identity), seed: score})
+        scores = {**scores_like(subject.results, job.name, identity), seed: chosen_by(found)}
+        kept = kept_seeds(job.settings.keep, scores)
         models = artefacts.finetuned(subject.name, job.name)
         if seed in kept:
             with whole_folder(models / str(seed)) as draft:
@@ -314,13 +312,8 @@ def _do_seed(
                 "task": job.name,
                 "kind": job.task.kind,
                 "seed": seed,
-                "score": score,
-                "figures": figures,
-                "scored_by": list(job.task.scored_by),
-                "examples": {
-                    "train": len(data.train),
-                    "evaluation": sum(map(len, data.evaluation.values())),
-                },
+                **found,
+                "examples": {"train": len(data.train), **examination.examples},
                 "inputs": len(train.rows),
                 "steps": trained.steps,
                 "loss": trained.loss,
@@ -335,7 +328,7 @@ def _do_seed(
         )
         remove_others(models, kept)
         discard(checkpoints.folder)
-        context.progress.message(f"{job.name}, seed {seed}: {_shown(figures)}")
+        context.progress.message(f"{job.name}, seed {seed}: {_shown(found['figures'])}")
 
 
 def _shown(figures: dict[str, float]) -> str:

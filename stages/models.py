@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from transformers import (
 )
 
 import stages.bilstm  # noqa: F401  it enters the BiLSTM into transformers' registers
-from stages.config import SourceConfig
 from stages.errors import InputError
 from stages.figures import Objective
 from stages.model_config import IN_WORDS, refuse_unsupported
@@ -236,40 +234,6 @@ def load_model_config(folder: Path) -> dict[str, Any]:
     for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     return config
-
-
-def resolve_source(source: SourceConfig, project: Path) -> tuple[str, str | None]:
-    """What to pass to `load_masked_lm` and `load_tokenizer`: a folder (relative to the project) or a hub id, and a revision."""
-    if source.package is not None:
-        return str(_package_folder(source.package)), None
-    if source.path is None:
-        return str(source.hub_id), source.revision
-    folder = project / source.path
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is no folder; expected a Hugging Face model or tokenizer folder (load.path in params.yaml)"
-        )
-    return str(folder), None
-
-
-def _package_folder(package: str) -> Path:
-    """The folder with the model's files in an installed package, which is not imported."""
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a dotted name whose first part is absent; no name at all
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"the Python package {package} (load.package in params.yaml) is not installed, or is no package with files; install it with pip"
-        )
-    root = Path(spec.submodule_search_locations[0])
-    found = sorted({file.parent for file in root.rglob("*.safetensors") if (file.parent / "config.json").is_file()})
-    if len(found) != 1:
-        raise InputError(
-            f"the Python package {package} has {len(found)} folders with config.json and *.safetensors; expected one; "
-            "name the folder itself with load.path in params.yaml"
-        )
-    return found[0]
 
 
 def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

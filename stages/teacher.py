@@ -21,7 +21,8 @@ from stages.heads import Head
 from stages.initial_bert import initial_bert
 from stages.masking import Masker, masker_of
 from stages.model_config import ModelShape
-from stages.models import count_parameters, folder_bytes, load_encoder, load_tokenizer, resolve_source
+from stages.model_sources import resolve_source
+from stages.models import count_parameters, folder_bytes, load_encoder, load_tokenizer
 from stages.outputs import whole_folder, write_csv, write_json
 from stages.provenance import write_resolved
 from stages.sequences import TokenStore

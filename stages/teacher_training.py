@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -34,6 +33,7 @@ from stages.masking import Masker, SeesTokens, Unmasked, next_tokens
 from stages.models import encoder_hidden, input_device
 from stages.randomness import permutation
 from stages.sequences import SequenceSplit
+from stages.training.progress import ReportProgress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,15 +198,15 @@ def train_teacher(
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-class _Watch(TrainerCallback):
-    """Shows steps and losses, and ends the training where it is asked to or where it has come to nothing."""
+class _Watch(ReportProgress):
+    """Ends the training where it is asked to, or where it has come to nothing: there are no checkpoints."""
 
     def __init__(self, context: Context, key: str) -> None:
-        self._context = context
+        super().__init__(context, self._refuse_not_finite)
         self._key = key
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        del args, control
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        del args, control, kwargs
         self._context.progress.advance(1)
         if self._context.should_stop():
             raise Interrupted(
@@ -214,24 +214,12 @@ class _Watch(TrainerCallback):
                 "published; run the same command again to start it anew"
             )
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        del args, control
-        if not logs or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
+    def _refuse_not_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
             raise StageError(
-                f"the teacher's loss is {logs['loss']} at step {state.global_step}; expected a finite number; lower "
-                f"{self._key}.learning_rate or raise {self._key}.warmup_steps, and run: "
-                f"{self._context.artefacts.teacher_command}"
+                f"the teacher's loss is {loss} at step {step}; expected a finite number; lower {self._key}.learning_rate or "
+                f"raise {self._key}.warmup_steps, and run: {self._context.artefacts.teacher_command}"
             )
-        self._context.progress.advance(0, loss=round(logs["loss"], 3))
 
 
 @torch.inference_mode()

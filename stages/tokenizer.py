@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from stages.config import SourceConfig, TrainTokenizerConfig
 from stages.errors import InputError
 from stages.figures import Objective
-from stages.models import load_tokenizer, resolve_source
+from stages.model_sources import resolve_source
+from stages.models import load_tokenizer
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 _CONTINUATION = "##"

@@ -25,7 +25,7 @@ from stages.training.caches import batches_of, check_cache, further_caches, left
 from stages.training.checkpoints import Checkpoint, Checkpoints, checkpoint_of, load_weights, log_of
 from stages.training.distiller import Distiller, wanted_by
 from stages.training.fitting import check_inside
-from stages.training.log import data_wait_of, seconds_of, steps_of
+from stages.training.log import LOSSES, data_wait_of, refuse_not_finite, seconds_of, steps_of
 from stages.training.processes import Processes, joined
 from stages.training.progress import ReportProgress
 from stages.training.run import TrainingRun, batch_plan, plan_run
@@ -246,7 +246,12 @@ def _train(
         resumed=checkpoint,
         processes=processes,
         callbacks=[
-            ReportProgress(context, processes),
+            ReportProgress(
+                context,
+                lambda loss, step: refuse_not_finite(loss, step, processes),
+                should_stop=lambda: processes.any(context.should_stop()),  # so all of them save the same step
+                shown=LOSSES,
+            ),
             validation,
             *open_trackers(config, context, run_, first_step),
         ],

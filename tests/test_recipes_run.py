@@ -17,10 +17,11 @@ import pytest
 import yaml
 
 from pipeline.init import recipes
-from stages import cache_teacher, corpus, evaluate, init_student, teacher, tokenize_corpus, train_student
+from stages import cache_teacher, corpus, evaluate, finetune, init_student, teacher, tokenize_corpus, train_student
 from stages.config import load_config
 from stages.config.base import merged
 from stages.context import Artefacts, Context
+from tests.stages.tasks.files import write_glue, write_phrases
 from tests.stages.tiny_models import tiny_model
 from tests.stages.tiny_tokenizers import trained_byte_level, trained_roberta, word_level
 from tests.tiny import tiny_text
@@ -106,8 +107,8 @@ GIVEN = {
 }
 ALIKE = {"distilbert-cased", "distilmbert"}
 """Of the same classes and values as `distilbert`: for a campaign."""
-ELSEWHERE = {"default", "manifest-only", "minilm"}
-"""Run under DVC, by tests/pipeline, and by hand: an encoder that comes in a package (docs/quality.md)."""
+ELSEWHERE = {"default", "manifest-only", "minilm", "sst2-small"}
+"""Run under DVC, by tests/pipeline, and by hand: an encoder that comes in a package (docs/quality.md); the last also below."""
 RUN = [
     pytest.param(name, marks=[pytest.mark.campaign] if name in ALIKE else [])
     for name in recipes()
@@ -167,3 +168,23 @@ def test_a_recipe_goes_all_the_way_with_a_small_teacher_of_its_family(tmp_path, 
     assert all(float(steps[-1][term]) > 0 for term in config.train.weights.used)
     figures = json.loads((context.artefacts.runs / "evaluation.json").read_text())
     assert figures["kl_all"] > 0
+
+
+def test_the_small_reproduction_scores_teacher_and_student_on_a_part_of_the_merged_files(tmp_path):
+    values = yaml.safe_load(recipes()["sst2-small"].files["params.yaml"].read_text(encoding="utf-8"))
+    small = {"max_tokens": TOKENS, "batch_size": 20}
+    same = {section: SCALED_DOWN[section] for section in ("tokenize", "machine")}
+    values = merged(values, {"finetune": {"training": small}, **same})
+    config, context = load_config(values), Context(artefacts=Artefacts(project=tmp_path))
+    give_teacher(context.artefacts.teacher, Given(student="distilbert", blocks=6))
+    write_phrases(tmp_path / "data" / "glue" / "SST-2")
+    write_glue(tmp_path / "data" / "glue" / "MRPC", "MRPC")
+    init_student.run(config, context, "half-random")
+    for model in ("teacher", "models/student-init/half-random"):
+        finetune.run(config, context, model=model)
+    summary = json.loads((context.artefacts.finetuning / "summary.json").read_text())
+    assert summary["retention"]["student-init-half-random"].keys() == {"SST-2-merged", "all"}
+    for model in summary["models"].values():
+        task = model["tasks"]["SST-2-merged"]
+        assert 75 <= task["examples"]["train"] <= 80
+        assert task["zero_shot"]["MRPC"]["majority"] == {"f1": 0.0, "accuracy": 1.0}

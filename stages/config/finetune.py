@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from stages.config.base import build, merged, require, require_seed, suggest, to_plain
+from stages.config.base import build, joined, merged, require, require_seed, suggest, to_plain
 from stages.errors import ConfigError
 
 TaskKind = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "IMDb", "SQuAD"]
@@ -88,9 +88,14 @@ class TaskConfig:
     """The same for the examples that the scores are of."""
     held_out: float | None = None
     """Evaluate on this share of the training examples instead, taken from them (SQuAD: whole articles). For data without a dev set."""
+    validation: float | None = joined(None)
+    """Take this share of the training examples out too: neither learned from nor part of the score, but to choose by (`keep: best`)."""
     train_examples: int | None = None
     """Only so many, drawn without a look at the seed; null: all."""
     evaluation_examples: int | None = None
+    """The same for the evaluation, and for the validation."""
+    zero_shot: tuple[str, ...] = joined(())
+    """Other tasks with as many classes, in `tasks` or called as one of the kinds: their evaluation examples are answered too, untrained."""
     training: dict[str, Any] | None = None
     """What differs from `finetune.training`."""
 
@@ -100,11 +105,20 @@ class TaskConfig:
         for name in ("train_examples", "evaluation_examples"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"finetune.tasks.*.{name}", value, "null or 1 and more")
+        for name in ("held_out", "validation"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < 1, f"finetune.tasks.*.{name}", value, "null or 0 < x < 1")
         require(
-            self.held_out is None or 0 < self.held_out < 1,
-            "finetune.tasks.*.held_out",
-            self.held_out,
-            "null or 0 < x < 1",
+            (self.held_out or 0) + (self.validation or 0) < 1,
+            "finetune.tasks.*.validation",
+            self.validation,
+            "a share that leaves something to learn from beside held_out",
+        )
+        require(
+            len(set(self.zero_shot)) == len(self.zero_shot),
+            "finetune.tasks.*.zero_shot",
+            list(self.zero_shot),
+            "other tasks, each once",
         )
         require(
             self.held_out is None or self.evaluation is None,
@@ -160,8 +174,21 @@ class FinetuneConfig:
             )
             self.kind_of(name)
             self.training_of(name)
-            if self.source == "files":
-                self.folder_of(name)
+            for asked in (name, *self.zero_shot_of(name)):
+                if self.source == "files":
+                    self.folder_of(asked)
+
+    def settings_of(self, name: str) -> TaskConfig:
+        """What `tasks` says of a task: nothing where it is only named in a `zero_shot`."""
+        return self.tasks.get(name, TaskConfig())
+
+    def zero_shot_of(self, name: str) -> dict[str, TaskKind]:
+        """The tasks that the model of `name` answers untrained, and of which kinds they are. Raises `ConfigError` as `kind_of`."""
+        kinds: dict[str, TaskKind] = {kind: kind for kind in TASK_KINDS}
+        return {
+            other: kinds[other] if other in kinds and other not in self.tasks else self.kind_of(other)
+            for other in self.tasks[name].zero_shot
+        }
 
     def kind_of(self, name: str) -> TaskKind:
         """Which task `name` is. Raises `ConfigError` for one that is not in `tasks`, or of no kind that there is."""
@@ -189,7 +216,7 @@ class FinetuneConfig:
 
     def folder_of(self, name: str) -> str:
         """The folder of the task's files. Raises `ConfigError` where none is named."""
-        task = self.tasks[name]
+        task = self.settings_of(name)
         if task.folder is not None:
             return task.folder
         if self.folder is None:

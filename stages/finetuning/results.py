@@ -32,11 +32,17 @@ def finished(file: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and result.get("identity") == dict(identity) else None
 
 
+def chosen_by(result: Mapping[str, Any]) -> float:
+    """The score that tells which seed is the best: of the validation where there is one, so that none is chosen on the evaluation."""
+    score: float = result.get("validation", result)["score"]
+    return score
+
+
 def scores_like(folder: Path, task: str, identity: Mapping[str, Any]) -> dict[int, float]:
-    """Seed -> score of the results that a model has on a task, of this identity but for the seed."""
+    """Seed -> the score to choose by, of the results that a model has on a task, of this identity but for the seed."""
     results = _results(folder / task)
     return {
-        result["seed"]: result["score"]
+        result["seed"]: chosen_by(result)
         for result in results
         if result["identity"] == {**identity, "seed": result["seed"]}
     }

@@ -31,6 +31,28 @@ FIGURES = {
 SPREAD = "median over the seeds ± half the distance between the lowest and the highest, in %"
 
 
+def _by_seed(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Figure -> its values in the results, in the order of the table."""
+    return {name: [figures[name] for figures in results] for name in FIGURES if name in results[0]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """What a model says to the examples of a task that it was not trained on."""
+
+    figures: Mapping[str, Sequence[float]]
+    """Official figure -> its values by seed."""
+    majority: Mapping[str, float]
+    """The same of always saying the most frequent class."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in summary.json."""
+        return {
+            "figures": {figure: median(values) for figure, values in self.figures.items()},
+            "majority": dict(self.majority),
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
     """What a model achieved on one task. All values are fractions of 1."""
@@ -45,6 +67,10 @@ class TaskScores:
     """Digest of the examples that it was scored on."""
     examples: Mapping[str, int]
     seconds: Sequence[float]
+    validation: Sequence[float] = ()
+    """Scores by seed on the part to choose by, where there is one."""
+    zero_shot: Mapping[str, ZeroShot] = field(default_factory=dict)
+    """What it says to other tasks, by their names."""
 
     @classmethod
     def of(cls, results: Sequence[Mapping[str, Any]]) -> TaskScores:
@@ -60,14 +86,18 @@ class TaskScores:
             kind=results[0]["kind"],
             seeds=[result["seed"] for result in results],
             scores=[result["score"] for result in results],
-            figures={
-                name: [result["figures"][name] for result in results]
-                for name in FIGURES
-                if name in results[0]["figures"]
-            },
+            figures=_by_seed([result["figures"] for result in results]),
             data=results[0]["identity"]["data"]["evaluation"],
             examples=results[0]["examples"],
             seconds=[result["seconds"] for result in results],
+            validation=[result["validation"]["score"] for result in results if "validation" in result],
+            zero_shot={
+                name: ZeroShot(
+                    figures=_by_seed([result["zero_shot"][name]["figures"] for result in results]),
+                    majority=asked["majority"],
+                )
+                for name, asked in results[0].get("zero_shot", {}).items()
+            },
         )
 
     @property
@@ -105,6 +135,12 @@ class ModelScores:
                 "examples": dict(task.examples),
                 "seconds": list(task.seconds),
                 "evaluation_digest": task.data,
+                **({"validation": median(task.validation)} if task.validation else {}),
+                **(
+                    {"zero_shot": {other: asked.to_json() for other, asked in task.zero_shot.items()}}
+                    if task.zero_shot
+                    else {}
+                ),
             }
             for name, task in self.tasks.items()
         }
@@ -202,6 +238,7 @@ def table(models: Sequence[ModelScores], kept: Mapping[str, Mapping[str, float]]
                 )
                 for figure in figures
             ]
+        rows += [_row(label, models, kept, cells) for label, cells in _beside(tasks).items()]
     in_glue = [name for name in names if name in IN_MACRO]
     means = {"macro": f"GLUE, mean of {len(in_glue)} of {len(IN_MACRO)}"} if in_glue else {}
     if "WNLI" in in_glue and len(in_glue) > 1:
@@ -212,6 +249,19 @@ def table(models: Sequence[ModelScores], kept: Mapping[str, Mapping[str, float]]
         whole = {model.name: _mean_cell(model, key, names) for model in models if key in model.means}
         rows.append(_row(label, models, kept, whole, key=key))
     return columns, rows
+
+
+def _beside(tasks: Mapping[str, TaskScores]) -> dict[str, dict[str, str]]:
+    """Label -> model -> cell of what was asked beside the evaluation of a task."""
+    rows: dict[str, dict[str, str]] = {}
+    for model, task in tasks.items():
+        if task.validation:
+            rows.setdefault("- validation", {})[model] = cell(task.validation)
+        for other, asked in task.zero_shot.items():
+            for figure, values in asked.figures.items():
+                label = f"- zero-shot on {other}, {FIGURES[figure]}"
+                rows.setdefault(label, {})[model] = f"{cell(values)} ({percent(asked.majority[figure])})"
+    return rows
 
 
 def _row(
@@ -267,6 +317,10 @@ def _notes(models: Sequence[ModelScores]) -> list[str]:
             f"seeds {', '.join(map(str, some))}: " + ("all others" if some == most else ", ".join(where))
             for some, where in sorted(seeds.items(), key=lambda item: item[0] == most)
         ]
+    if any(task.zero_shot for model in models for task in model.tasks.values()):
+        notes.append(
+            "zero-shot: answers to a task that was not learned, in brackets what always saying its most frequent class gives"
+        )
     teacher = next((model for model in models if model.name == TEACHER), None)
     if teacher is not None:
         notes += [

@@ -13,14 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from stages.config import FinetuneConfig, TaskTraining
 from stages.context import Context
@@ -30,6 +23,7 @@ from stages.finetuning.batches import Padded, training_batches
 from stages.tasks.task import Row
 from stages.training.arguments import keep_to
 from stages.training.checkpoints import Checkpoint, Checkpoints, LogState, load_weights, log_of
+from stages.training.progress import ReportProgress
 from storage.files import discard
 
 if TYPE_CHECKING:
@@ -131,7 +125,7 @@ class FinetuningTrainer(Trainer):
         resumed: Checkpoint | None,
         context: Context,
     ) -> None:
-        super().__init__(model=model, args=args, callbacks=[_Watch(context)])
+        super().__init__(model=model, args=args, callbacks=[ReportProgress(context, _refuse_not_finite)])
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # the loss is the mean over the batch
         self._rows, self._batches, self._collate = rows, batches, collate
@@ -177,37 +171,12 @@ class FinetuningTrainer(Trainer):
         return str(self._checkpoints.draft)
 
 
-class _Watch(TrainerCallback):
-    """Shows steps and losses, and turns a request to stop into a checkpoint and the end of the training."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        del args
-        self._context.progress.advance(1)
-        if self._context.should_stop() and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # what was done since the last line
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        del args, control
-        if not logs or "loss" not in logs:
-            return
-        if not math.isfinite(logs["loss"]):
-            raise StageError(
-                f"the loss is {logs['loss']} at step {state.global_step}; expected a finite number; lower "
-                "finetune.training.learning_rate, or set finetune.precision to float32, and run the same command again"
-            )
-        self._context.progress.advance(0, loss=round(logs["loss"], 4))
+def _refuse_not_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise StageError(
+            f"the loss is {loss} at step {step}; expected a finite number; lower finetune.training.learning_rate, or set "
+            "finetune.precision to float32, and run the same command again"
+        )
 
 
 def _loss_of(log: Sequence[dict[str, float]]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from torch import Tensor, ones_like, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from stages.errors import InputError
+from stages.tasks.glue import TEXT_COLUMNS
+from stages.tasks.reading import read_glue_tsv
 from storage import CacheReader, Split
 
 if TYPE_CHECKING:
@@ -56,16 +59,21 @@ class Sentences:
 def read_sentences(file: Path, tokenizer: PreTrainedTokenizerBase, most_tokens: int | None) -> Sentences:
     """Sentences of a file, tokenized as a model reads them: pairs as one sequence, cut to `most_tokens`.
 
-    `*.tsv` is a table in GLUE's layout: a header with `sentence1` and `sentence2`, or with `sentence`, and no quoting. Any other file
-    has a sentence a line. Raises `InputError` where it is missing or holds no sentence.
+    `*.tsv` is a table in GLUE's layout: a header with the columns of one of its tasks, and no quoting. Any other file has a
+    sentence a line. Raises `InputError` where it is missing or holds no sentence.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # MRPC's files begin with a byte order mark.
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"no sentences could be read from {file} ({error}); expected a text file with a sentence a line, or a .tsv in GLUE's layout"
         ) from error
-    texts = _columns(file, lines) if lines and file.suffix == ".tsv" else [(line,) for line in lines if line.strip()]
+    texts = (
+        _columns(file, lines[0].split("\t"))
+        if lines and file.suffix == ".tsv"
+        else [(line,) for line in lines if line.strip()]
+    )
     encoded = (
         tokenizer(
             *(list(column) for column in zip(*texts, strict=True)),
@@ -82,20 +90,13 @@ def read_sentences(file: Path, tokenizer: PreTrainedTokenizerBase, most_tokens: 
     return Sentences(source=file.name, ids=ids, pad_id=_pad_id(tokenizer.pad_token_id))
 
 
-def _columns(file: Path, lines: list[str]) -> list[tuple[str, ...]]:
-    header, *rows = (line.split("\t") for line in lines)
-    for names in (("sentence1", "sentence2"), ("sentence",)):
-        if all(name in header for name in names):
-            columns = [header.index(name) for name in names]
-            short = next((number for number, row in enumerate(rows, 2) if len(row) <= max(columns)), None)
-            if short is not None:
-                raise InputError(
-                    f"line {short} of {file} has {len(rows[short - 2])} columns; expected {len(header)}, as its header has"
-                )
-            return [tuple(row[column] for column in columns) for row in rows]
-    raise InputError(
-        f"{file} has the columns {', '.join(header)}; expected sentence1 and sentence2 (STS-B, MRPC, RTE), or sentence (SST-2)"
-    )
+def _columns(file: Path, header: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts of a table of one of GLUE's tasks."""
+    for texts in TEXT_COLUMNS:
+        if set(texts) <= set(header):
+            return [tuple(row[name] for name in texts) for row in read_glue_tsv(file, texts, message=lambda _: None)]
+    expected = "; ".join(" and ".join(texts) for texts in TEXT_COLUMNS)
+    raise InputError(f"{file} has the columns {', '.join(header)}; expected those of a task of GLUE: {expected}")
 
 
 def cached_sentences(reader: CacheReader, split: Split) -> Sentences:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from stages.tasks.task import Task
 E = TypeVar("E")
 
 HELD_OUT = "held out"
-"""Purpose of the random order that takes examples for the evaluation from those of the training."""
+"""Purpose of the random order that takes examples for the evaluation, and then for the validation, from those of the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,69 +26,91 @@ class TaskData(Generic[E]):
 
     train: Sequence[E]
     evaluation: dict[str, Sequence[E]]
+    validation: dict[str, Sequence[E]] = field(default_factory=dict)
+    """As `evaluation`, of examples that are there to choose by; empty where none were asked for."""
 
     @property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the examples, for `train` and `evaluation`: the same ones give the same, wherever they were read from."""
-        everything = {"train": {"": self.train}, "evaluation": self.evaluation}
-        digests = {}
-        for part, sets in everything.items():
-            digest = hashlib.sha256()
-            for name, examples in sets.items():
-                digest.update(f"{name}\0{len(examples)}\0".encode())
-                for example in examples:
-                    digest.update(repr(tuple(example)).encode())  # type: ignore[arg-type]  # named tuples all
-            digests[part] = digest.hexdigest()
-        return digests
+        """SHA-256 of the examples, for `train`, `evaluation` and, where there is one, `validation`.
+
+        The same ones give the same, wherever they were read from.
+        """
+        everything = {"train": {"": self.train}, "evaluation": self.evaluation, "validation": self.validation}
+        return {part: examples_digest(sets) for part, sets in everything.items() if sets}
 
 
-def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path) -> None:
-    """Refuse files that are not there, without reading any. Raises `InputError`."""
+def examples_digest(sets: Mapping[str, Sequence[Any]]) -> str:
+    """SHA-256 of examples, set by set."""
+    digest = hashlib.sha256()
+    for name, examples in sets.items():
+        digest.update(f"{name}\0{len(examples)}\0".encode())
+        for example in examples:
+            digest.update(repr(tuple(example)).encode())
+    return digest.hexdigest()
+
+
+def check_task(config: FinetuneConfig, name: str, task: Task[Any], project: Path, *, learning: bool = True) -> None:
+    """Refuse files that are not there, without reading any; unless `learning`, those of the evaluation. Raises `InputError`."""
     if config.source == "files":
-        _Files(config, name, task, project, lambda _: None).check()
+        _Files(config, name, task, project, lambda _: None).check(learning=learning)
 
 
 def read_task(
     config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
 ) -> TaskData[E]:
     """The data of the task called `name` in the parameters. Raises `InputError` for what is not there or not as expected."""
-    settings = config.tasks[name]
+    settings = config.settings_of(name)
     source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
-    train = source.train()
-    if settings.held_out is None:
-        evaluation: dict[str, Sequence[E]] = source.evaluation()
-    else:
-        train, held_out = hold_out(train, task.unit, settings.held_out)
-        if not held_out or not train:
-            raise InputError(
-                f"{name}: a share of {settings.held_out} (finetune.tasks.{name}.held_out) leaves {len(train)} examples for the "
-                f"training and {len(held_out)} for the evaluation; expected some of each"
-            )
-        evaluation = dict.fromkeys(task.layout.evaluation, held_out)
-    for part, examples in (("training", train), *(("evaluation", some) for some in evaluation.values())):
-        if not examples:
-            raise InputError(f"{name}: there are no examples for the {part}; expected at least one")
+    shares = settings.held_out or 0.0, settings.validation or 0.0
+    train, held_out, kept_back = hold_out(source.train(), task.unit, *shares)
+    sets = task.layout.evaluation
+    evaluation = source.evaluation() if settings.held_out is None else dict.fromkeys(sets, held_out)
+    validation = {} if settings.validation is None else dict.fromkeys(sets, kept_back)
+    counts = {"training": len(train), "evaluation": min(map(len, evaluation.values()))}
+    if validation:
+        counts["validation"] = len(kept_back)
+    if not all(counts.values()):
+        found = ", ".join(f"{count} for the {part}" for part, count in counts.items())
+        raise InputError(
+            f"{name}: of the examples there are {found}; expected some of each (finetune.tasks.{name}: files, held_out, validation)"
+        )
     return TaskData(
         train=_drawn(train, settings.train_examples),
         evaluation={part: _drawn(examples, settings.evaluation_examples) for part, examples in evaluation.items()},
+        validation={part: _drawn(examples, settings.evaluation_examples) for part, examples in validation.items()},
     )
 
 
-def hold_out(examples: Sequence[E], unit: Callable[[E], str], share: float) -> tuple[list[E], list[E]]:
-    """The examples without, and with, at least `share` of them that were drawn; those of one unit stay together."""
+def read_evaluation(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> dict[str, Sequence[E]]:
+    """The evaluation sets of `read_task` alone; examples to learn from are read only where those are taken from them."""
+    settings = config.settings_of(name)
+    if settings.held_out is not None:
+        return read_task(config, name, task, project, message).evaluation
+    source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
+    evaluation = {part: _drawn(some, settings.evaluation_examples) for part, some in source.evaluation().items()}
+    if not all(evaluation.values()):
+        raise InputError(f"{name}: there are no examples for the evaluation; expected at least one")
+    return evaluation
+
+
+def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) -> list[list[E]]:
+    """The examples that are left, and for each share at least that part of all examples, drawn; those of one unit stay together."""
     units: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
         units.setdefault(unit(example), []).append(place)
     groups = list(units.values())
-    taken: set[int] = set()
-    for number in permutation(HELD_OUT, 0, len(groups)):
-        if len(taken) >= share * len(examples):
-            break
-        taken.update(groups[number])
-    return (
-        [example for place, example in enumerate(examples) if place not in taken],
-        [example for place, example in enumerate(examples) if place in taken],
-    )
+    order = iter(permutation(HELD_OUT, 0, len(groups)))
+    part_of: dict[int, int] = {}
+    for part, share in enumerate(shares, start=1):
+        end = min(len(part_of) + share * len(examples), len(examples))
+        while len(part_of) < end:
+            part_of.update(dict.fromkeys(groups[next(order)], part))
+    parts: list[list[E]] = [[] for _ in (0, *shares)]
+    for place, example in enumerate(examples):
+        parts[part_of.get(place, 0)].append(example)
+    return parts
 
 
 def _drawn(examples: Sequence[E], count: int | None) -> Sequence[E]:
@@ -104,7 +126,7 @@ class _Files:
     def __init__(
         self, config: FinetuneConfig, name: str, task: Task[Any], project: Path, message: Callable[[str], None]
     ) -> None:
-        self._settings, self._name, self._task, self._message = config.tasks[name], name, task, message
+        self._settings, self._name, self._task, self._message = config.settings_of(name), name, task, message
         self._folder = project / config.folder_of(name)
         if not self._folder.is_dir():
             raise InputError(
@@ -112,8 +134,9 @@ class _Files:
                 "finetune.folder for all tasks, or finetune.source: hub"
             )
 
-    def check(self) -> None:
-        self._files("train")
+    def check(self, *, learning: bool) -> None:
+        if learning or self._settings.held_out is not None:
+            self._files("train")
         if self._settings.held_out is None:
             self._files("evaluation")
 

@@ -96,3 +96,10 @@ _TASKS = (
 )
 
 GLUE: dict[TaskKind, Classification] = {task.kind: task for task in _TASKS}
+
+TEXT_COLUMNS = tuple(
+    sorted(
+        {task.tsv.texts for task in _TASKS if task.tsv and not task.tsv.header}, key=lambda texts: (-len(texts), texts)
+    )
+)
+"""The columns with the texts in all TSV files that begin with a line of names, those of two texts first."""

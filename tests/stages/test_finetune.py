@@ -23,7 +23,7 @@ from stages.models import load_tokenizer
 from storage import LockedError
 from storage.locking import lock
 from tests.stages.real_data import DATA
-from tests.stages.tasks.files import squad_json, write_files
+from tests.stages.tasks.files import squad_json, write_files, write_glue
 from tests.stages.tiny_models import tiny_bert, tiny_model
 from tests.stages.tiny_tokenizers import trained_byte_level
 
@@ -233,6 +233,24 @@ def test_the_fine_tuned_model_of_the_best_seed_stays_and_needs_nothing_of_this_p
     assert not {file.suffix for file in kept.iterdir()} & {".pt", ".pth", ".bin"}
     assert AutoModelForSequenceClassification.from_pretrained(kept).config.id2label == {0: "0", 1: "1"}
     load_tokenizer(kept)
+
+
+def test_the_best_seed_is_chosen_on_the_validation_and_other_tasks_are_answered_untrained(project):
+    write_glue(project.folder / "tasks" / "MRPC", "MRPC")
+    rows = "".join(f"{who} {does} shard {n}\t{(len(who) + n) % 2}\n" for who in WHO for does in DOES for n in range(5))
+    write_files(project.folder / "tasks" / "mine", {"all.tsv": f"sentence\tlabel\n{rows}"})
+    task = {"kind": "SST-2", "train": ["all.tsv"], "held_out": 0.3, "validation": 0.2, "zero_shot": ["MRPC"]}
+    project.set(finetune=finetuning({"mine": task}, seeds=[0, 1, 2]))
+    project.finetune("mine", model="teacher")
+    results = {seed: project.result("teacher", "mine", seed) for seed in (0, 1, 2)}
+    assert results[0]["examples"] == {"train": 20, "evaluation": 12, "validation": 8, "zero_shot MRPC": 1}
+    best = max(results, key=lambda seed: (results[seed]["validation"]["score"], -seed))
+    (kept,) = project.artefacts.finetuned("teacher", "mine").iterdir()
+    assert kept.name == str(best)
+    answered = results[0]["zero_shot"]["MRPC"]
+    assert (answered["kind"], answered["majority"]) == ("MRPC", {"f1": 0.0, "accuracy": 1.0})
+    assert answered["figures"]["accuracy"] in {0.0, 1.0}
+    assert (project.artefacts.finetuning / "teacher").joinpath("MRPC").exists() is False
 
 
 def test_results_with_other_parameters_are_refused_or_replaced_and_may_have_another_name(project):

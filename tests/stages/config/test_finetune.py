@@ -33,6 +33,14 @@ def test_a_task_takes_what_it_does_not_say_from_the_training_of_all():
     assert (config.folder_of("MRPC"), config.folder_of("halves")) == ("tasks/MRPC", "squad")
 
 
+def test_a_task_that_is_only_answered_untrained_is_one_by_the_name_of_its_kind():
+    config = load(tasks={"MRPC": {"zero_shot": ["RTE"]}})
+    assert (config.zero_shot_of("MRPC"), config.folder_of("RTE")) == ({"RTE": "RTE"}, "tasks/RTE")
+    assert load(tasks={"MRPC": {"zero_shot": ["halves"]}}).zero_shot_of("MRPC") == {"halves": "SQuAD"}
+    with pytest.raises(ConfigError, match=r"task 'RTE' is not in finetune\.tasks"):
+        config.kind_of("RTE")
+
+
 def test_parameters_without_the_section_are_what_they_were():
     config = load_config(tiny_params())
     assert config.finetune is None
@@ -60,6 +68,13 @@ def test_parameters_without_the_section_are_what_they_were():
             {"tasks": {"MRPC": {"held_out": 0.1, "evaluation": ["dev.tsv"]}}},
             r"evaluation is \['dev.tsv'\]; allowed: null, as held_out",
         ),
+        ({"tasks": {"MRPC": {"validation": 0.0}}}, r"validation is 0\.0; allowed: null or 0 < x < 1"),
+        (
+            {"tasks": {"MRPC": {"held_out": 0.5, "validation": 0.5}}},
+            r"validation is 0\.5; allowed: a share that leaves something to learn from",
+        ),
+        ({"tasks": {"MRPC": {"zero_shot": ["RTE", "RTE"]}}}, r"zero_shot is \['RTE', 'RTE'\]; allowed: .* each once"),
+        ({"tasks": {"MRPC": {"zero_shot": ["SST2"]}}}, r"task 'SST2' is not in finetune\.tasks; "),
         ({"tasks": {"MRPC": {"train": []}}}, r"train is \[\]; allowed: null or at least one file"),
         ({"folder": None}, r"finetune\.tasks\.MRPC\.folder is null, and so is finetune\.folder"),
         ({"source": "hub"}, r"finetune\.hub is null; allowed: datasets and their revisions"),

@@ -58,6 +58,13 @@ def test_scores_of_the_same_parameters_are_found_whatever_their_seed(tmp_path):
     assert scores_like(tmp_path / "student", "RTE", {**identity, "weights": "other"}) == {}
 
 
+def test_seeds_are_chosen_by_their_validation_where_there_is_one(tmp_path):
+    beside = {seed: {"validation": {"score": 1.0 - seed / 10, "figures": {}}} for seed in (0, 1)}
+    write_results(tmp_path, "student", "RTE", {0: 0.5, 1: 0.6}, beside=beside)
+    identity = {"seed": 7, "weights": "w", "data": {"train": "t", "evaluation": "d"}}
+    assert scores_like(tmp_path / "student", "RTE", identity) == {0: 1.0, 1: 0.9}
+
+
 def test_results_of_weights_that_a_model_no_longer_has_are_left_out(tmp_path):
     write_results(tmp_path, "student", "RTE", {0: 0.5}, weights="old")
     write_results(tmp_path, "student", "WNLI", {1: 0.6, 0: 0.5}, weights="new")

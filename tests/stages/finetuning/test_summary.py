@@ -98,6 +98,33 @@ def test_a_teacher_without_a_score_above_zero_gives_no_share(summary):
     assert summary()[0]["retention"] == {"student": {}}
 
 
+def test_what_was_asked_beside_the_evaluation_stands_below_it_and_in_no_mean(summary):
+    beside = {
+        seed: {
+            "validation": {"score": 0.9 + seed / 10, "figures": {}},
+            "zero_shot": {
+                "MRPC": {
+                    "figures": {"accuracy": 0.3 + seed / 10, "f1": 0.2},
+                    "majority": {"accuracy": 0.7, "f1": 0.8},
+                }
+            },
+        }
+        for seed in (0, 1)
+    }
+    write_results(summary.folder, "teacher", "SST-2", {0: 0.8})
+    write_results(summary.folder, "student", "SST-2", {0: 0.6, 1: 0.6}, beside=beside)
+    content, rows, said = summary()
+    task = content["models"]["student"]["tasks"]["SST-2"]
+    assert task["validation"] == pytest.approx(0.95)
+    assert task["zero_shot"]["MRPC"]["figures"] == pytest.approx({"f1": 0.2, "accuracy": 0.35})
+    assert task["zero_shot"]["MRPC"]["majority"] == {"accuracy": 0.7, "f1": 0.8}
+    assert rows["- validation"] == ["-", "95.0 ± 5.0", ""]
+    assert rows["- zero-shot on MRPC, accuracy"] == ["-", "35.0 ± 5.0 (70.0)", ""]
+    assert list(rows)[1:4] == ["- validation", "- zero-shot on MRPC, F1", "- zero-shot on MRPC, accuracy"]
+    assert content["models"]["student"]["means"]["all"] == pytest.approx(0.6)
+    assert any(note.startswith("zero-shot: answers to a task that was not learned") for note in said)
+
+
 def test_seeds_that_differ_are_said(summary):
     write_results(summary.folder, "teacher", "RTE", {0: 0.8, 1: 0.7})
     write_results(summary.folder, "student", "RTE", {0: 0.6, 1: 0.7})

@@ -27,6 +27,15 @@ def test_pairs_of_a_glue_table_are_read_as_one_sequence_each(tmp_path):
     assert (found.source, found.tokens, found.longest) == ("dev.tsv", 13, 7)
 
 
+def test_the_columns_are_those_of_the_task(tmp_path):
+    mrpc = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t10\t11\talpha\tbeta gamma\r\n"
+    found = read_sentences(written(tmp_path, "dev.tsv", mrpc), bert_like(), None)
+    assert [bert_like().decode(ids) for ids in found.ids] == ["[CLS] alpha [SEP] beta gamma [SEP]"]
+    qnli = "index\tquestion\tsentence\tlabel\n0\talpha\tbeta\tentailment\n"
+    found = read_sentences(written(tmp_path, "dev.tsv", qnli), bert_like(), None)
+    assert [bert_like().decode(ids) for ids in found.ids] == ["[CLS] alpha [SEP] beta [SEP]"]
+
+
 def test_single_sentences_come_from_a_table_or_from_lines(tmp_path):
     from_table = read_sentences(
         written(tmp_path, "dev.tsv", "sentence\tlabel\nalpha beta\t1\ngamma\t0\n"), bert_like(), None
@@ -51,8 +60,12 @@ def test_a_tokenizer_that_adds_nothing_serves_too(tmp_path):
     [
         ("empty.txt", "\n\n", "holds no sentence"),
         ("empty.tsv", "sentence\tlabel\n", "holds no sentence"),
-        ("other.tsv", "question\tanswer\na\tb\n", "the columns question, answer; expected sentence1 and sentence2"),
-        ("torn.tsv", "sentence1\tsentence2\nalpha\tbeta\ngamma\n", "line 3 of .* has 1 columns; expected 2"),
+        (
+            "other.tsv",
+            "question\tanswer\na\tb\n",
+            "columns question, answer; expected those of a task of GLUE: .*sentence1 and sentence2; ",
+        ),
+        ("torn.tsv", "sentence1\tsentence2\nalpha\tbeta\ngamma\n", "line 3: 1 columns; expected 2"),
         ("nothing.tsv", "", "holds no sentence"),
     ],
 )

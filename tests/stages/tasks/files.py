@@ -74,6 +74,15 @@ def write_glue(folder, kind):
     return write_files(folder, GLUE_FILES[kind])
 
 
+def write_phrases(folder):
+    """SST-2 in 90 and 10 phrases, of which one is in both files."""
+    rows = {"train.tsv": range(90), "dev.tsv": range(89, 99)}
+    files = {
+        name: "sentence\tlabel\n" + "".join(f"phrase {n}\t{n % 2}\n" for n in numbers) for name, numbers in rows.items()
+    }
+    return write_files(folder, files)
+
+
 def squad_json(articles):
     """SQuAD's JSON for `{title: [(context, [(question, [answer, ...])])]}`; an answer is where it first stands in the context."""
     data = [

@@ -6,7 +6,7 @@ from stages.config.finetune import FinetuneConfig
 from stages.errors import InputError
 from stages.tasks import TASKS
 from stages.tasks.data import check_task, hold_out, read_task
-from tests.stages.tasks.files import CAT, DOG, squad_json, write_files, write_glue
+from tests.stages.tasks.files import CAT, DOG, squad_json, write_files, write_glue, write_phrases
 
 TRAINING = {
     "epochs": 1,
@@ -61,7 +61,35 @@ def test_what_is_held_out_is_a_draw_that_is_always_the_same():
     assert sorted(train + held_out) == examples
     assert len(held_out) == 20
     assert held_out != examples[-20:]
-    assert hold_out(examples, str, 0.2) == (train, held_out)
+    assert hold_out(examples, str, 0.2) == [train, held_out]
+
+
+def test_a_second_part_is_drawn_from_what_the_first_one_leaves_which_stays_as_it_is():
+    examples = list(range(100))
+    train, held_out, validation = hold_out(examples, str, 0.2, 0.1)
+    assert held_out == hold_out(examples, str, 0.2)[1]
+    assert sorted(train + held_out + validation) == examples
+    assert len(validation) == 10
+    assert hold_out(examples[:1], str, 0.5, 0.4) == [[], [0], []]
+
+
+def test_merged_files_are_split_in_three_with_the_same_phrase_on_one_side(tmp_path):
+    write_phrases(tmp_path / "tasks" / "SST-2")
+    task = {"train": ["train.tsv", "dev.tsv"], "held_out": 0.1, "validation": 0.1}
+    data = read(config({"SST-2": task}), "SST-2", tmp_path)
+    parts = [{example.texts for example in some} for some in (data.train, data.evaluation[""], data.validation[""])]
+    assert len(data.train) + len(data.evaluation[""]) + len(data.validation[""]) == 100
+    assert {len(data.evaluation[""]), len(data.validation[""])} <= {10, 11}
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 99
+    alone = read(config({"SST-2": {**task, "validation": None}}), "SST-2", tmp_path)
+    assert alone.digests["evaluation"] == data.digests["evaluation"]
+    assert alone.digests.keys() == {"train", "evaluation"}
+
+
+def test_a_validation_may_be_taken_from_the_training_where_there_is_a_dev_set(tmp_path):
+    write_phrases(tmp_path / "tasks" / "SST-2")
+    data = read(config({"SST-2": {"validation": 0.2, "evaluation_examples": 5}}), "SST-2", tmp_path)
+    assert (len(data.train), len(data.evaluation[""]), len(data.validation[""])) == (72, 5, 5)
 
 
 def test_only_so_many_examples_are_drawn_and_not_the_first_ones(tmp_path):
@@ -109,7 +137,7 @@ def test_mnli_has_a_file_for_each_of_its_sets(tmp_path):
 
 def test_a_share_that_leaves_nothing_is_refused(tmp_path):
     write_files(tmp_path / "tasks" / "SST-2", {"train.tsv": f"sentence\tlabel\n{DOG}\t0\n"})
-    with pytest.raises(InputError, match="leaves 0 examples for the training and 1 for the evaluation"):
+    with pytest.raises(InputError, match="there are 0 for the training, 1 for the evaluation; expected some of each"):
         read(config({"SST-2": {"held_out": 0.5}}), "SST-2", tmp_path)
 
 

@@ -14,6 +14,20 @@ DROPOUT = {"half": {"dropout": 0.1}}
 """A student whose training draws random numbers."""
 
 
+def narrow(dropout):
+    """A student of another width than its teacher."""
+    return {
+        "architecture": "distilbert",
+        "initialise": "random",
+        "layers": 1,
+        "hidden_size": 16,
+        "attention_heads": 2,
+        "feed_forward_size": 32,
+        "dropout": dropout,
+        "seed": 3,
+    }
+
+
 def step_of(checkpoint):
     return int(checkpoint.name.rpartition("-")[2])
 

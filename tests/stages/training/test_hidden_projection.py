@@ -11,22 +11,11 @@ from stages import cache_teacher, init_student, train_student
 from stages.errors import InputError
 from stages.models import load_masked_lm
 from tests.stages.conftest import Project
-from tests.stages.training.conftest import Training
+from tests.stages.training.conftest import Training, narrow
 from tests.stages.training.launch import Launch
 
 CACHE = {"hidden_layers": [0, 1, 2], "attention_vectors": ["queries", "keys", "values"], "attention_layers": [2]}
-NARROW = {
-    "narrow": {
-        "architecture": "distilbert",
-        "initialise": "random",
-        "layers": 1,
-        "hidden_size": 16,
-        "attention_heads": 2,
-        "feed_forward_size": 32,
-        "dropout": 0.1,
-        "seed": 3,
-    }
-}
+NARROW = {"narrow": narrow(dropout=0.1)}
 TRAIN = {
     "student": "narrow",
     "weights": {"hidden": 1.0, "relations": 1.0, "attention": 0.1},

@@ -22,7 +22,7 @@ from stages.training.fitting import check_inside
 from storage import CacheReader
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_model
-from tests.stages.training.conftest import ReadNumbers
+from tests.stages.training.conftest import ReadNumbers, narrow
 from tests.tiny import tiny_params
 
 INSIDE = {
@@ -34,16 +34,7 @@ INSIDE = {
 LOSSLESS = {"preset": "lossless", "top_k": 8, "sequences": {"train": 16, "validation": 4, "test": 4}, **INSIDE}
 STUDENTS = {
     "half": {"layers": 2, "layer_map": [1, 0]},
-    "narrow": {
-        "architecture": "distilbert",
-        "initialise": "random",
-        "layers": 1,
-        "hidden_size": 16,
-        "attention_heads": 2,
-        "feed_forward_size": 32,
-        "dropout": 0.0,
-        "seed": 3,
-    },
+    "narrow": narrow(dropout=0.0),
 }
 NOTHING = {"kd": 0.0, "mlm": 0.0, "cos": 0.0}
 EVERY_TERM = {
