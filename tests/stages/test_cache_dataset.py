@@ -5,7 +5,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from stages.batches import Wanted, to_batch
-from stages.cache_dataset import features_of, iterable_dataset
+from stages.cache_dataset import iterable_dataset
 from storage import CachedSequences, CacheReader
 from tests.storage.build import LAYOUTS, build_cache, make_description
 
@@ -15,10 +15,9 @@ def view(folder, layout, **settings):
 
 
 @pytest.mark.parametrize("layout", ["lossless", "tail", "attention", "draws", "answers", "score"])
-def test_it_gives_the_sequences_of_the_cache_as_tensors_and_as_it_describes_them(tmp_path, layout):
+def test_it_gives_the_sequences_of_the_cache_as_tensors_of_the_dtypes_that_it_describes(tmp_path, layout):
     sequences = view(tmp_path, layout)
     dataset = iterable_dataset(sequences).with_format("torch")
-    assert dataset.features == features_of(sequences)
     for example, expected in zip(dataset, sequences, strict=True):
         assert example.keys() == expected.keys()
         for name, value in expected.items():
