@@ -101,7 +101,9 @@ def initialise(name: str, folder: Path) -> None:
     )
     click.echo("next: " + "; ".join(_next_commands(recipe, folder)))
     if shutil.which("dvc") is None:
-        click.echo("there is no dvc here: `pip install dvc`, or run the commands one by one, in the order of `pipeline --help`")
+        click.echo(
+            "there is no dvc here: `pip install dvc`, or run the commands one by one, in the order of `pipeline --help`"
+        )
 
 
 def _require_empty(folder: Path) -> None:
