@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_commands import cache
+from pipeline.compare_command import compare
 from pipeline.stage_command import numbers, of_teacher, stage_command
 
 if TYPE_CHECKING:
@@ -318,18 +319,5 @@ def report(config: Config, context: Context) -> None:
     stage.run(config, context)
 
 
-@cli.command()
-@stage_command(takes_root=True)
-def compare(config: Config, context: Context) -> None:
-    """Train students side by side from one cache.
-
-    Each run of compare.runs for each seed: train-student with some values changed, then evaluate. Writes
-    runs/comparison.json and runs/comparison.md. Stopped at any moment, it goes on where it was. Parameters: compare, and
-    those of train-student and evaluate.
-    """
-    from pipeline import compare as comparison
-
-    comparison.compare(config, context)
-
-
+cli.add_command(compare)
 cli.add_command(cache)

@@ -1,32 +1,40 @@
 """`pipeline compare`: students trained from one cache, side by side, once per seed.
 
 Each run is `train` with a few values changed (`compare.runs` in params.yaml) and takes the road of any other student:
-train-student, then evaluate. Its student lies in models/comparison/<run>-<seed>, its figures in runs/comparison/<run>-<seed>,
+train-student, then evaluate. Its student lies in models/comparison/<run>/<seed>, its figures in runs/comparison/<run>/<seed>,
 its checkpoints where all are. So a comparison that was stopped goes on where it was, and one that is done costs only the
-evaluations.
+evaluations. The runs may be done one by one, by whom and where it pleases (`only`), and gathered when all are there (`gather`):
+that is what a dvc.yaml with a stage for each run does.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from pipeline.comparison_table import TEACHER, UNTRAINED, Row, header, markdown
+from pipeline.comparison.finished import Finished, read_json
+from pipeline.comparison.scores import name_of, scores_of
+from pipeline.comparison.table import TEACHER, UNTRAINED, Row, header, markdown, tasks_of, variation_cells
 from stages import evaluate, init_student, train_student
 from stages.cache_location import open_cache
-from stages.config import CompareConfig, Config, to_plain
+from stages.config import CompareConfig, Config, load_config, suggest, to_plain
 from stages.context import Context, Figure, Progress, Silent
-from stages.errors import ConfigError
+from stages.errors import ConfigError, InputError
 from stages.figures import PREDICTION
+from stages.models import DIGEST_SHOWN, weights_digest
 from stages.outputs import write_json, write_text
+from stages.training.run import settings_of
+from storage import differing_fields
 
 BEFORE = "before-training"
 """Folder of the student's initial weights among those of the runs."""
+
+
+Plans = Mapping[str, Mapping[int, Config]]
+"""Run -> seed -> its parameters."""
 
 
 def compare(config: Config, context: Context) -> None:
@@ -35,27 +43,80 @@ def compare(config: Config, context: Context) -> None:
     Beside them in the table: the teacher, from its cached targets, and the student of `train` before its training.
     Raises `ConfigError` where the parameters name no runs or a run contradicts them, and what the stages raise.
     """
+    plans = _plans(config)
+    _check(config, context, plans)
+    quiet = replace(context, progress=_WithoutTables(context.progress))
+    untrained = _before_training(config, quiet)
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for number, (name, seeds) in enumerate(plans.items(), start=1):
+        figures[name] = []
+        for seed, run_config in seeds.items():
+            context.progress.message(f"{name}, seed {seed} (run {number} of {len(plans)})")
+            figures[name].append(_run(run_config, quiet, run_folder(name, seed)))
+    _publish(config, context, figures, untrained, open_cache(config, context).root_digest)
+
+
+def only(config: Config, context: Context, name: str) -> None:
+    """Train and evaluate one run of `compare.runs` for every seed, and show no table; of `BEFORE`, evaluate the initial weights.
+
+    Raises as `compare` does, and `ConfigError` for a name that is none of these.
+    """
+    plans = _plans(config)
+    if name == BEFORE:
+        _check(config, context, {})
+        _before_training(config, context)
+        return
+    if name not in plans:
+        raise ConfigError(f"run {name!r} is not in compare.runs; {suggest(name, [*plans, BEFORE])}")
+    _check(config, context, {name: plans[name]})
+    for seed, run_config in plans[name].items():
+        context.progress.message(f"{name}, seed {seed}")
+        _run(run_config, context, run_folder(name, seed))
+
+
+def gather(config: Config, context: Context) -> None:
+    """Write what `compare` writes, of runs that are there: nothing is trained, and no cache is read.
+
+    Raises `InputError` for a run that is missing, that was trained with other parameters or from another cache than these, or whose
+    student is not the one that was evaluated.
+    """
+    plans = _plans(config)
+    untrained = _gathered_before_training(config, context)
+    figures = {
+        name: [_gathered(run_config, context, name, seed) for seed, run_config in seeds.items()]
+        for name, seeds in plans.items()
+    }
+    digests = {run["cache_root_digest"] for runs in figures.values() for run in runs}
+    here = read_json(context.artefacts.cache_figures).get("root_digest")
+    if len(digests | ({here} if here else set())) > 1:
+        of_runs = "; ".join(f"{name} {runs[0]['cache_root_digest'][:12]}" for name, runs in figures.items())
+        raise InputError(
+            f"the runs are not all of one cache, the one of cache/figures.json ({(here or 'not here')[:12]}): {of_runs}; run the "
+            "others again: pipeline compare --only NAME"
+        )
+    _publish(config, context, figures, untrained, digests.pop())
+
+
+def folders_of(config: Config) -> dict[str, str]:
+    """Run of `compare.runs` -> its folder below models/comparison and runs/comparison; none where there are no such parameters."""
+    return {name: slug(name) for name in (config.compare.runs if config.compare else ())}
+
+
+def _plans(config: Config) -> Plans:
     comparison = config.compare
     if comparison is None:
         raise ConfigError(
             "compare is missing in params.yaml; expected its seeds and runs, as in recipes/minilm/params.yaml"
         )
     _check_names(comparison)
-    plans = {name: {seed: config.of_run(name, seed) for seed in comparison.seeds} for name in comparison.runs}
-    # What would be refused is refused before the first run trains for an hour.
+    return {name: {seed: config.of_run(name, seed) for seed in comparison.seeds} for name in comparison.runs}
+
+
+def _check(config: Config, context: Context, plans: Plans) -> None:
+    """What would be refused is refused before the first run trains for an hour."""
     train_student.check(config, context)
     for run_config in (run_config for seeds in plans.values() for run_config in seeds.values()):
         train_student.check(run_config, context, initial_weights=run_config.student.initialise == "teacher")
-    quiet = replace(context, progress=_WithoutTables(context.progress))
-    evaluation = _before_training(config, quiet)
-    rows = [Row.teacher(evaluation, config.teacher.objective), Row.untrained(evaluation)]
-    for number, (name, seeds) in enumerate(plans.items(), start=1):
-        figures = []
-        for seed, run_config in seeds.items():
-            context.progress.message(f"{name}, seed {seed} (run {number} of {len(plans)})")
-            figures.append(_run(run_config, quiet, f"{slug(name)}-{seed}"))
-        rows.append(Row.of_runs(name, figures))
-    _publish(config, context, comparison.seeds, rows, evaluation)
 
 
 def _check_names(comparison: CompareConfig) -> None:
@@ -73,13 +134,13 @@ def _check_names(comparison: CompareConfig) -> None:
             )
 
 
-def _before_training(config: Config, context: Context) -> dict[str, Any]:
+def _before_training(config: Config, context: Context) -> Mapping[str, Any]:
     """Figures of the initial weights of `train.student`."""
     artefacts = context.artefacts.of_run(BEFORE)
     shutil.rmtree(artefacts.student, ignore_errors=True)
     shutil.copytree(context.artefacts.student_init(config.train.student), artefacts.student)
     evaluate.run(config, replace(context, artefacts=artefacts))
-    return _read(artefacts.runs / "evaluation.json")
+    return Finished(folder=artefacts.runs).evaluation
 
 
 def _run(config: Config, context: Context, name: str) -> dict[str, Any]:
@@ -90,38 +151,127 @@ def _run(config: Config, context: Context, name: str) -> dict[str, Any]:
         init_student.write_initial_weights(config, context, config.train.student)
     train_student.run(config, context)
     evaluate.run(config, context)
-    return {**_read(artefacts.runs / "train.json"), **_read(artefacts.runs / "evaluation.json")}
+    found = Finished(folder=artefacts.runs)
+    return {**found.training, **found.evaluation}
+
+
+def _gathered(config: Config, context: Context, name: str, seed: int) -> dict[str, Any]:
+    """The figures of a run that is there, of these parameters. Raises `InputError`."""
+    folder = context.artefacts.of_run(run_folder(name, seed)).runs
+    shown, again = context.artefacts.shown(folder), f'run: pipeline compare --only "{name}"'
+    found = Finished(folder=folder)
+    if not (found.training and found.evaluation and found.parameters):
+        raise InputError(f"{shown} has no figures of a trained and evaluated student, seed {seed} of {name}; {again}")
+    try:
+        recorded = load_config(found.parameters)
+    except ConfigError as error:
+        raise InputError(
+            f"{shown} was made with parameters that this version does not know: {error}; {again}"
+        ) from error
+    differences = [
+        *differing_fields(_identity(config), _identity(recorded), found_in="in that run"),
+        *differing_fields(
+            {"evaluate": {"split": config.evaluate.split}},
+            {"evaluate": {"split": found.evaluation["split"]}},
+            found_in="in that run",
+        ),
+    ]
+    if differences:
+        raise InputError(f"{shown} was made with other parameters: {'; '.join(differences)}; {again}")
+    return {**found.training, **found.evaluation}
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What a run was trained with, beside its cache."""
+    return {"train": settings_of(config.train), "student": to_plain(config.student)}
+
+
+def _gathered_before_training(config: Config, context: Context) -> Mapping[str, Any]:
+    """The same of the initial weights of `train.student`."""
+    folder, initial = context.artefacts.of_run(BEFORE).runs, context.artefacts.student_init(config.train.student)
+    found = Finished(folder=folder).evaluation
+    if (
+        not found
+        or found["split"] != config.evaluate.split
+        or (initial.is_dir() and found["weights"] != weights_digest(initial)[:DIGEST_SHOWN])
+    ):
+        raise InputError(
+            f"{context.artefacts.shown(folder)} has no figures of the student {config.train.student!r} before its training, on "
+            f"{config.evaluate.split}; run: pipeline compare --only {BEFORE}"
+        )
+    return found
 
 
 def _publish(
-    config: Config, context: Context, seeds: Sequence[int], rows: Sequence[Row], evaluation: Mapping[str, Any]
+    config: Config,
+    context: Context,
+    figures: Mapping[str, Sequence[Mapping[str, Any]]],
+    untrained: Mapping[str, Any],
+    cache_root_digest: str,
 ) -> None:
     split, objective = config.evaluate.split, config.teacher.objective
+    assert config.compare is not None, "there are runs"
+    seeds, against = config.compare.seeds, config.compare.against
+    rows = [
+        replace(Row.teacher(untrained, objective), scores=_scores(context, {"models/teacher": None})),
+        Row.untrained(untrained),
+        *(Row.of_runs(name, runs, _scores(context, _models(name, seeds, runs))) for name, runs in figures.items()),
+    ]
+    base = next((row for row in rows if row.name == against), None)
+    others = [row for row in rows if row.trained and row is not base]
     tokens = PREDICTION[objective][2]
     content = {
         "split": split,
-        tokens: evaluation[tokens],
+        tokens: untrained[tokens],
         "seeds": list(seeds),
-        "cache_root_digest": open_cache(config, context).root_digest,
+        "cache_root_digest": cache_root_digest,
         # What the runs differ from: the report says so where its own student was trained otherwise.
         "train": to_plain(config.train),
         "student": to_plain(config.student),
         "rows": [row.to_json() for row in rows],
     }
-    title = f"{split} split, {evaluation[tokens]:,} {tokens.replace('_', ' ')}; seeds {', '.join(map(str, seeds))}"
+    if base is not None:
+        content["variation"] = {"from": base.name, "runs": {row.name: row.variation(base) for row in others}}
+    title = f"{split} split, {untrained[tokens]:,} {tokens.replace('_', ' ')}; seeds {', '.join(map(str, seeds))}"
     write_json(context.artefacts.comparison, content)
-    write_text(context.artefacts.comparison.with_suffix(".md"), markdown(title, rows, objective))
-    context.progress.table(title, header(objective), [row.cells(objective) for row in rows])
+    write_text(context.artefacts.comparison.with_suffix(".md"), markdown(title, rows, objective, base))
+    tasks = tasks_of(rows)
+    columns = header(objective, tasks)
+    context.progress.table(title, columns, [row.cells(objective, tasks) for row in rows])
+    if base is not None:
+        differences = [variation_cells(row, base, objective, tasks) for row in others]
+        context.progress.table(f"difference from {base.name}", columns, differences)
+
+
+def _models(name: str, seeds: Sequence[int], runs: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Path of each student of a run, as `finetune` has it, and the beginning of its weights' digest."""
+    return {
+        f"models/comparison/{run_folder(name, seed)}": run["weights"] for seed, run in zip(seeds, runs, strict=True)
+    }
+
+
+def _scores(context: Context, models: Mapping[str, str | None]) -> dict[str, list[float]]:
+    """Task -> the scores of those models that were fine-tuned, under the names that `finetune` gives by itself."""
+    scores: dict[str, list[float]] = {}
+    for model, weights in models.items():
+        by_name, left_out = scores_of(context.artefacts.finetuning, model, weights)
+        for name in left_out:
+            context.progress.message(
+                f"scores of {name} are of weights that {model} no longer has; run: pipeline finetune --replace --model {model}"
+            )
+        for task, of_task in by_name.get(name_of(model), {}).items():
+            scores.setdefault(task, []).append(of_task.score)
+    return scores
+
+
+def run_folder(name: str, seed: int) -> str:
+    """Where a run lies for a seed, below models/comparison and runs/comparison."""
+    return f"{slug(name)}/{seed}"
 
 
 def slug(name: str) -> str:
     """A run's name as a folder's: `top-k and the rest` gives `top-k-and-the-rest`."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 class _WithoutTables(Silent):

@@ -185,6 +185,11 @@ class Artefacts:
         """Folder of the results of `pipeline finetune`, with a folder for each model, and their summary."""
         return self.project / "runs" / "finetune"
 
+    @property
+    def finetuning_summary(self) -> Path:
+        """All these results side by side; beside it the same as a table (`.md`) and as a picture (`.png`)."""
+        return self.finetuning / "summary.json"
+
     def finetuned(self, model: str, task: str) -> Path:
         """Folder of the models that came of fine-tuning a model on a task: one for each seed that is kept."""
         return self.project / "models" / "finetuned" / model / task

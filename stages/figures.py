@@ -1,4 +1,4 @@
-"""Names of the held-out figures; `stages.held_out` computes them. Knows no torch: tables and the report read it."""
+"""Names of the figures: held out, computed by `stages.held_out`, and of downstream tasks. Knows no torch: tables and the report read it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ LABELS = {
     "hidden_cosine": "hidden cosine",
 }
 """The figures that say how good a student is, and what tables call them."""
+
+TASK_FIGURES = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "accuracy_matched": "accuracy, matched",
+    "accuracy_mismatched": "accuracy, mismatched",
+}
+"""Official figure -> its name in the table, in the order in which they stand there."""
 
 PREDICTION: dict[Objective, tuple[str, str, str]] = {
     "masked": ("mlm_loss", "masked_accuracy", "masked_tokens"),

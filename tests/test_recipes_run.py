@@ -107,7 +107,7 @@ GIVEN = {
 }
 ALIKE = {"distilbert-cased", "distilmbert"}
 """Of the same classes and values as `distilbert`: for a campaign."""
-ELSEWHERE = {"default", "manifest-only", "minilm", "sst2-small"}
+ELSEWHERE = {"default", "manifest-only", "ablation", "minilm", "sst2-small"}
 """Run under DVC, by tests/pipeline, and by hand: an encoder that comes in a package (docs/quality.md); the last also below."""
 RUN = [
     pytest.param(name, marks=[pytest.mark.campaign] if name in ALIKE else [])

@@ -244,6 +244,8 @@ class CompareConfig:
     """Each run is done once per seed, which takes the place of `train.seed` and, for random initial weights, of the student's."""
     runs: dict[str, dict[str, Any]]
     """Name, and what differs from `train` in this run: nested keys as there."""
+    against: str | None = joined(None)
+    """The run that the differences of the others are from; null: the table has none."""
 
     def __post_init__(self) -> None:
         require(
@@ -259,6 +261,12 @@ class CompareConfig:
             require(
                 "seed" not in changes, f"compare.runs.{name}.seed", changes.get("seed"), "nothing: set compare.seeds"
             )
+        require(
+            self.against is None or self.against in self.runs,
+            "compare.against",
+            self.against,
+            f"null or one of compare.runs: {', '.join(self.runs)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,31 +9,22 @@ from typing import Any
 
 from stages.context import Context
 from stages.errors import InputError
+from stages.figures import TASK_FIGURES
 from stages.finetuning.picture import draw
 from stages.finetuning.results import models_in, results_of
+from stages.models import DIGEST_SHOWN
 from stages.outputs import write_json, write_text
 from stages.tasks import IN_MACRO, TASKS
 
 TEACHER = "teacher"
 """The model that the others are measured by."""
-FIGURES = {
-    "exact_match": "exact match",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "matthews": "Matthews",
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "accuracy_matched": "accuracy, matched",
-    "accuracy_mismatched": "accuracy, mismatched",
-}
-"""Official figure -> its name in the table, in the order in which they stand there."""
 
 SPREAD = "median over the seeds ± half the distance between the lowest and the highest, in %"
 
 
 def _by_seed(results: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """Figure -> its values in the results, in the order of the table."""
-    return {name: [figures[name] for figures in results] for name in FIGURES if name in results[0]}
+    return {name: [figures[name] for figures in results] for name in TASK_FIGURES if name in results[0]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +105,8 @@ class ModelScores:
     path: str
     parameters: int
     """With a head."""
+    weights: str
+    """Digest of its files."""
     tasks: Mapping[str, TaskScores]
     means: Mapping[str, float] = field(init=False)
     """`macro`: mean score over the tasks of GLUE that are there; `macro_without_wnli`; `all`: over all tasks."""
@@ -147,6 +140,7 @@ class ModelScores:
         return {
             "path": self.path,
             "parameters": self.parameters,
+            "weights": self.weights[:DIGEST_SHOWN],
             "tasks": tasks,
             "means": dict(self.means),
             "glue_tasks": [name for name in IN_MACRO if name in self.tasks],
@@ -189,7 +183,7 @@ def publish_summary(context: Context) -> None:
     teacher = next((model for model in models if model.name == TEACHER), None)
     kept = {model.name: retention(teacher, model) for model in models if teacher is not None and model is not teacher}
     write_json(
-        folder / "summary.json",
+        context.artefacts.finetuning_summary,
         {"models": {model.name: model.to_json() for model in models}, "retention": kept},
     )
     columns, rows = table(models, kept)
@@ -212,6 +206,7 @@ def _scores_of(
         name=name,
         path=model["path"],
         parameters=max(result["parameters"] for results in tasks.values() for result in results),
+        weights=model["weights"],
         tasks={task: scores[task] for task in order},
     )
 
@@ -226,12 +221,12 @@ def table(models: Sequence[ModelScores], kept: Mapping[str, Mapping[str, float]]
     for name in names:
         tasks = {model.name: model.tasks[name] for model in models if name in model.tasks}
         figures = list(next(iter(tasks.values())).figures)
-        label = f"{name}, {FIGURES[figures[0]]}" if len(figures) == 1 else name
+        label = f"{name}, {TASK_FIGURES[figures[0]]}" if len(figures) == 1 else name
         rows.append(_row(label, models, kept, {model: cell(task.scores) for model, task in tasks.items()}, key=name))
         if len(figures) > 1:
             rows += [
                 _row(
-                    f"- {FIGURES[figure]}",
+                    f"- {TASK_FIGURES[figure]}",
                     models,
                     kept,
                     {model: cell(task.figures[figure]) for model, task in tasks.items()},
@@ -259,7 +254,7 @@ def _beside(tasks: Mapping[str, TaskScores]) -> dict[str, dict[str, str]]:
             rows.setdefault("- validation", {})[model] = cell(task.validation)
         for other, asked in task.zero_shot.items():
             for figure, values in asked.figures.items():
-                label = f"- zero-shot on {other}, {FIGURES[figure]}"
+                label = f"- zero-shot on {other}, {TASK_FIGURES[figure]}"
                 rows.setdefault(label, {})[model] = f"{cell(values)} ({percent(asked.majority[figure])})"
     return rows
 

@@ -127,6 +127,8 @@ class Run:
     steps: int
     seconds: list[float]
     values: dict[str, list[float]]
+    tasks: dict[str, list[float]]
+    """Scores of the fine-tuned student on downstream tasks, fractions of 1; empty where it was not fine-tuned."""
 
 
 def comparison_runs(comparison: Record) -> list[Run]:
@@ -138,6 +140,7 @@ def comparison_runs(comparison: Record) -> list[Run]:
             steps=int(row.number("steps")),
             seconds=row.number_list("seconds") if "seconds" in row else [],
             values={name: row.record("values").number_list(name) for name in LABELS if name in row.record("values")},
+            tasks=row.record("scores").number_lists() if "scores" in row else {},
         )
         for row in comparison.records("rows")
     ]

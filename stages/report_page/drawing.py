@@ -54,6 +54,9 @@ _STYLE: Any = {  # matplotlib's own type for it names every key
 _PLAIN = FuncFormatter(lambda value, _: f"{value:,.6g}")
 """Tick labels as plain numbers: 0.05 and 2,000."""
 
+LOG_RANGE = 5
+"""A largest value this many times the smallest is drawn on a logarithmic axis."""
+
 WIDTH = 4.4
 """Inches. Small, so that text is readable where the page shows one plot per row on a telephone."""
 

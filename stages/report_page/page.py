@@ -8,10 +8,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.config import to_plain
-from stages.report_page import closeness, content, plots, tables
+from stages.report_page import closeness, content, dots, plots, published, tables
+from stages.report_page.downstream import downstream_part
 from stages.report_page.drawing import Plot
+from stages.report_page.parts import Part
 from stages.report_page.run_files import RunFiles
+from stages.report_page.speed_on_text import speed_part
 from stages.report_page.tables import Table
+from stages.report_page.variation import variation_part
 from storage import differing_fields
 
 
@@ -22,6 +26,7 @@ class Comparison:
     table: Table
     plots: list[Plot]
     notes: list[str]
+    variation: Part | None
 
 
 def write_page(files: RunFiles, folder: Path) -> None:
@@ -32,6 +37,7 @@ def write_page(files: RunFiles, folder: Path) -> None:
     )
     title, summary = content.headline(files)
     once, often = content.flow(files)
+    student = files.training.text("weights")
     cache_bytes = files.cache.record("bytes_per_position").numbers()
     html = templates.get_template("page.html.j2").render(
         css=(here / "style.css").read_text(encoding="utf-8"),
@@ -44,6 +50,7 @@ def write_page(files: RunFiles, folder: Path) -> None:
         this_run=closeness.this_run_table(files),
         measures=closeness.MEASURES[files.objective],
         comparison=_comparison(files, folder),
+        downstream=None if files.finetuning is None else downstream_part(files.finetuning, student, folder),
         training_plots=plots.training_plots(files, folder),
         teacher_plots=plots.teacher_plots(files, folder),
         cache_facts=content.cache_facts(files),
@@ -53,6 +60,8 @@ def write_page(files: RunFiles, folder: Path) -> None:
         spread_plots=plots.spread_plots(files.histograms, folder, files.objective),
         logits_cached=bool(files.cache_run.record("retained_mass").values),
         speed_table=tables.speed_table(files.speed),
+        on_text=None if files.speed_on_text is None else speed_part(files.speed_on_text, student, folder),
+        paper=published.SOURCE,
         load=content.LOAD[files.objective],
         provenance=content.provenance_facts(files),
         packages=content.packages(files),
@@ -103,6 +112,7 @@ def _comparison(files: RunFiles, folder: Path) -> Comparison | None:
         )
     return Comparison(
         table=closeness.comparison_table(files.comparison, runs, files.objective),
-        plots=plots.comparison_plots(runs, folder, files.objective),
+        plots=dots.comparison_plots(runs, folder, files.objective),
         notes=notes,
+        variation=variation_part(runs, folder, files.objective),
     )

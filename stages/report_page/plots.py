@@ -8,71 +8,12 @@ from pathlib import Path
 
 from stages.config import TrainConfig
 from stages.figures import LABELS, PREDICTION, Objective, closest
-from stages.report_page.closeness import Run
-from stages.report_page.drawing import FIRST, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
+from stages.report_page.drawing import FIRST, LOG_RANGE, SECOND, WIDTH, Plot, axes, finish, logarithmic, style
 from stages.report_page.run_files import Curves, Histogram, RunFiles
 from stages.report_page.units import NO_BREAK, number, percent, plural
 
-_LOG_RANGE = 5
-"""A largest value this many times the smallest is drawn on a logarithmic axis."""
 _CURVE = 2
 """Points that make one: the figures of the finished student alone are in the tables."""
-
-
-def comparison_plots(runs: Sequence[Run], folder: Path, objective: Objective) -> list[Plot]:
-    """KL and agreement of every student of the comparison; the teacher is 0 and 100 % by definition and left out."""
-    students = [run for run in runs if run.name != "teacher"]
-    drawn = []
-    kl, agreement, _ = closest(objective)
-    of = "masked tokens" if objective == "masked" else "all positions"
-    for key, name, title, unit, better in (
-        (kl, "comparison-kl", f"KL to the teacher, {of}", "nats", "further left"),
-        (agreement, "comparison-agreement", f"Top-1 agreement, {of}", "%", "further right"),
-    ):
-        scale = 100.0 if unit == "%" else 1.0
-        shown = [(run.name, [scale * value for value in run.values[key]]) for run in students if run.values.get(key)]
-        if shown:
-            drawn.append(_dots(shown, folder, name=name, title=title, unit=unit, better=better))
-    return drawn
-
-
-def _dots(
-    rows: Sequence[tuple[str, Sequence[float]]], folder: Path, *, name: str, title: str, unit: str, better: str
-) -> Plot:
-    everything = [value for _, values in rows for value in values]
-    log = unit != "%" and min(everything) > 0 and max(everything) > _LOG_RANGE * min(everything)
-    with style():
-        figure, panel = axes(title, f"{unit}, logarithmic" if log else unit, "", height=0.9 + 0.42 * len(rows))
-        for place, (label, values) in enumerate(rows):
-            y = -place
-            panel.axhline(y, color=FIRST, alpha=0.25, linewidth=1)
-            panel.scatter(values, [y] * len(values), s=26, color=FIRST, alpha=0.85, linewidths=0, zorder=3)
-            mean = sum(values) / len(values)
-            for text, x, side in ((label, 0.0, "left"), (number(mean, 3), 1.0, "right")):
-                panel.annotate(
-                    text,
-                    (x, y),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(0, 5),
-                    textcoords="offset points",
-                    ha=side,
-                    parse_math=False,
-                )
-        if log:
-            logarithmic(panel, "x", everything)
-        else:
-            panel.set_xlim(0, 100 if unit == "%" else 1.08 * max(everything) or 1)
-        panel.set_ylim(-len(rows) + 0.6, 0.8)
-        panel.set_yticks([])
-        panel.spines["left"].set_visible(False)
-        panel.grid(visible=True, axis="x")
-        return finish(
-            figure,
-            folder,
-            name=name,
-            title=title,
-            caption=f"One dot per seed and student, the mean at the right; {better} is closer to the teacher.",
-        )
 
 
 def training_plots(run: RunFiles, folder: Path) -> list[Plot]:
@@ -234,7 +175,7 @@ def _curve(
     steps, values = zip(*points, strict=True)
     beside = held_out if len(held_out) >= _CURVE else ()
     everything = [*values, *(value for _, value in beside)]
-    log = min(everything) > 0 and max(everything) > _LOG_RANGE * min(everything)
+    log = min(everything) > 0 and max(everything) > LOG_RANGE * min(everything)
     with style():
         figure, panel = axes(title, "optimizer step", f"{unit}, logarithmic" if log else unit)
         panel.plot(steps, values, color=FIRST, marker="o" if len(values) == 1 else None)

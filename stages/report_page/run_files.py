@@ -62,6 +62,17 @@ class Record:
             raise self._unfit(key, value, "a list of objects")
         return [Record(self.file, self.command, item, f"{self.at}{key}.{i}.") for i, item in enumerate(value)]
 
+    def all_records(self) -> list[Record]:
+        """The whole object, where all its values are objects."""
+        return [self.record(key) for key in self.values]
+
+    def texts(self, key: str) -> list[str]:
+        """The list of strings at `key`."""
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._unfit(key, value, "a list of strings")
+        return value
+
     def numbers(self) -> dict[str, float]:
         """The whole object, where all its values are numbers."""
         return {key: self.number(key) for key in self.values}
@@ -72,6 +83,13 @@ class Record:
         if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
             raise self._unfit(key, value, "a list of numbers")
         return value
+
+    def number_lists(self) -> dict[str, list[float]]:
+        """The whole object, where all its values are lists of numbers, none of them empty."""
+        for key, value in self.values.items():
+            if value == []:
+                raise self._unfit(key, value, "at least one number")
+        return {key: self.number_list(key) for key in self.values}
 
     def _unfit(self, key: str, value: object, expected: str) -> InputError:
         found = "nothing" if value is None else json.dumps(value)[:40]
@@ -113,6 +131,10 @@ class RunFiles:
     validation_curves: Curves
     evaluation: Record
     comparison: Record | None
+    finetuning: Record | None
+    """Scores on downstream tasks, of `pipeline finetune`."""
+    speed_on_text: Record | None
+    """Of `pipeline evaluate --speed`; `speed` is measured before training."""
 
     @property
     def objective(self) -> Objective:
@@ -123,8 +145,8 @@ class RunFiles:
 def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
     """Read what the stages left of the run of `student`.
 
-    Raises `InputError`, naming the command that makes it, for a file that is missing or does not fit; the only optional
-    one is `runs/comparison.json`.
+    Raises `InputError`, naming the command that makes it, for a file that is missing or does not fit. Optional are
+    `runs/comparison.json`, `runs/finetune/summary.json` and `runs/speed.json`.
     """
     if not (artefacts.student / "config.json").is_file():
         raise InputError(f"{artefacts.student} is missing: the trained student; run: pipeline train-student")
@@ -141,7 +163,7 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
             f"({training.text('weights')}); expected figures of one student; run: {evaluation.command}"
         )
     provenance = _read_json(runs / "provenance.json", train)
-    comparison, config = artefacts.comparison, _recorded_config(provenance)
+    config = _recorded_config(provenance)
     return RunFiles(
         teacher=_read_json(runs / "teacher.json", "pipeline teacher"),
         teacher_curves=_read_curves(runs / "teacher.csv", "pipeline teacher", ("step", "loss", "learning_rate")),
@@ -157,7 +179,9 @@ def read_run_files(artefacts: Artefacts, student: str) -> RunFiles:
         ),
         validation_curves=_read_curves(runs / "validation.csv", train, ("step", *closest(config.teacher.objective))),
         evaluation=evaluation,
-        comparison=_read_json(comparison, "pipeline compare") if comparison.is_file() else None,
+        comparison=_read_optional(artefacts.comparison, "pipeline compare"),
+        finetuning=_read_optional(artefacts.finetuning_summary, "pipeline finetune"),
+        speed_on_text=_read_optional(artefacts.speed_on_text, "pipeline evaluate --speed"),
     )
 
 
@@ -168,6 +192,10 @@ def _recorded_config(provenance: Record) -> Config:
         raise InputError(
             f"{provenance.file} holds parameters that this version does not know: {error}; run: {provenance.command}"
         ) from error
+
+
+def _read_optional(file: Path, command: str) -> Record | None:
+    return _read_json(file, command) if file.is_file() else None
 
 
 def _read_json(file: Path, command: str) -> Record:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from statistics import median
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -68,3 +70,29 @@ def duration(seconds: float) -> str:
 def times(factor: float) -> str:
     """A factor: 1.82 ×."""
     return f"{number(factor, 3)}{NO_BREAK}×"
+
+
+def points(share: float) -> str:
+    """A score, a fraction of 1, as it is usual for downstream tasks: 87.5 of 100."""
+    return f"{100 * share:.1f}"
+
+
+def spread(scores: Sequence[float]) -> str:
+    """Median of a task's seeds and half the distance between the lowest and the highest: 87.5 ± 0.4."""
+    half = f" ± {points((max(scores) - min(scores)) / 2)}" if len(scores) > 1 else ""
+    return points(median(scores)) + half.replace(" ", NO_BREAK)
+
+
+def signed(difference: float, show: Callable[[float], str]) -> str:
+    """A difference with its sign, as `show` shows its size: +0.084, −2.3."""
+    return f"{'+' if difference > 0 else '−' if difference < 0 else ''}{show(abs(difference))}"
+
+
+def unbroken(name: str) -> str:
+    """A name with a hyphen, which a narrow column would else put on two lines: STS-B."""
+    return name.replace("-", "\N{NON-BREAKING HYPHEN}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """MRPC, SST-2 and STS-B."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

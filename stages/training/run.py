@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
 
 from stages.batch_plan import BatchPlan
-from stages.config import Config, to_plain
+from stages.config import Config, TrainConfig, to_plain
 from stages.config.base import refuse
 from stages.context import Context
 from stages.device import Precision, resolve_precision
@@ -62,15 +63,8 @@ def plan_run(
             "float16",
             "auto, float32 or bfloat16 on a CPU: float16 needs gradients that are scaled, which is done on GPUs",
         )
-    settings = to_plain(train)
-    for name in ("checkpoint_steps", "log_steps", "gradient_checkpointing"):
-        settings.pop(name, None)
-    if not train.validation.chooses:  # looking at a run does not make it another one
-        settings.pop("validation", None)
-    if train.tail == "rest":  # runs from before there was a choice are the same runs
-        settings.pop("tail")
     identity = {
-        "train": settings,
+        "train": settings_of(train),
         "student": to_plain(config.student),
         "initial_weights": weights_digest(context.artefacts.student_init(train.student)),
         "cache": reader.root_digest,
@@ -83,7 +77,7 @@ def plan_run(
     fingerprint = hashlib.sha256(canonical_json(identity)).hexdigest()
     return TrainingRun(
         fingerprint=fingerprint,
-        name=f"{context.artefacts.run or train.student}-{fingerprint[:8]}",
+        name=f"{context.artefacts.run or train.student}-{fingerprint[:8]}".replace("/", "-"),
         plan=plan,
         steps=steps,
         accumulation=train.batch_size // per_pass,
@@ -91,6 +85,18 @@ def plan_run(
         precision=precision,
         further=tuple(further),
     )
+
+
+def settings_of(train: TrainConfig) -> dict[str, Any]:
+    """The parameters of a training that make it another run, as plain JSON."""
+    settings: dict[str, Any] = to_plain(train)
+    for name in ("checkpoint_steps", "log_steps", "gradient_checkpointing"):
+        settings.pop(name, None)
+    if not train.validation.chooses:  # looking at a run does not make it another one
+        settings.pop("validation", None)
+    if train.tail == "rest":  # runs from before there was a choice are the same runs
+        settings.pop("tail")
+    return settings
 
 
 def batch_plan(config: Config, reader: CacheReader) -> BatchPlan:

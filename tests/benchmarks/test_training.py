@@ -26,6 +26,11 @@ from tests.tiny import ROOT
         ),
         ("offline_vs_online", {"kl_balanced_vs_online", "kl_small_vs_online"}, ("calibration", "online, seed 1")),
         (
+            "ablation",
+            {"ablation_vs_online", "ablation_vs_online_without_cache", "cache_share"},
+            ("FLOP limit of the ratio, through the head", "teacher's pass, cached"),
+        ),
+        (
             "relations",
             {"kl_relations_vs_recipe", "kl_both_vs_recipe", "mlm_both_vs_recipe"},
             ("the embedded default", "before training"),

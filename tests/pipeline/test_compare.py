@@ -1,15 +1,18 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from pipeline.compare import compare, slug
-from pipeline.comparison_table import Row, markdown
+from pipeline.compare import compare, gather, only, slug
+from pipeline.comparison.table import Row, markdown
 from stages import cache_teacher, init_student
 from stages.config import ConfigError
 from stages.context import Silent
 from stages.errors import InputError, Interrupted
+from stages.finetuning.results import write_model
 from storage import CacheReader
+from tests.stages.finetuning.scored import write_results
 
 RANDOM = {"architecture": "distilbert", "initialise": "random", "layers": 1, "dropout": 0.0, "seed": 0}
 RUNS = {
@@ -79,11 +82,8 @@ def test_the_project_s_own_student_is_left_alone(cached):
 
 def test_seeds_draw_other_random_weights_and_another_order(cached):
     compare(cached.config, cached.context)
-    digests = {
-        folder.name: (folder / "model.safetensors").read_bytes()
-        for folder in (cached.folder / "models" / "comparison").iterdir()
-    }
-    assert len(set(digests.values())) == 1 + 2 * len(RUNS)
+    weights = {file.read_bytes() for file in (cached.folder / "models" / "comparison").rglob("model.safetensors")}
+    assert len(weights) == 1 + 2 * len(RUNS)
     first, second = (cached.artefacts.student_init(name) for name in ("other", "other-seed-1"))
     assert (first / "model.safetensors").read_bytes() != (second / "model.safetensors").read_bytes()
 
@@ -164,11 +164,109 @@ def test_a_name_that_gives_no_folder_or_is_taken_is_refused(cached, name):
 def test_a_run_published_again_keeps_the_commit_and_the_time_of_its_training(cached):
     first = replace(cached.context, commit="aaa")
     compare(cached.config, first)
-    file = cached.artefacts.of_run("through-the-head-0").runs / "provenance.json"
+    file = cached.artefacts.of_run("through-the-head/0").runs / "provenance.json"
     trained = file.read_text()
     assert json.loads(trained)["commit"] == "aaa"
     compare(cached.config, replace(cached.context, commit="bbb"))
     assert file.read_text() == trained
+
+
+@pytest.fixture
+def one_by_one(cached):
+    """Two runs of one seed, each done by itself, and the initial weights evaluated."""
+    cached.set(
+        students={"other": RANDOM},
+        train={"steps": 2},
+        compare={"seeds": [0], "against": "through the head", "runs": RUNS},
+    )
+    for name in ("before-training", *cached.config.compare.runs):
+        only(cached.config, cached.context, name)
+    return cached
+
+
+def test_runs_that_are_done_one_by_one_are_gathered_into_the_same_table_without_cache_checkpoints_and_students(
+    one_by_one,
+):
+    compare(one_by_one.config, one_by_one.context)
+    expected, table = result(one_by_one), one_by_one.artefacts.comparison.with_suffix(".md").read_text()
+    one_by_one.artefacts.comparison.unlink()
+    for folder in ("cache/current", "checkpoints", "models"):
+        shutil.rmtree(one_by_one.folder / folder)
+    gather(one_by_one.config, one_by_one.context)
+    assert result(one_by_one) == expected
+    assert one_by_one.artefacts.comparison.with_suffix(".md").read_text() == table
+
+
+def test_the_differences_are_from_the_named_run(one_by_one):
+    shown = Recorder()
+    gather(one_by_one.config, replace(one_by_one.context, progress=shown))
+    found = result(one_by_one)
+    rows = {row["name"]: row["values"] for row in found["rows"]}
+    assert found["variation"]["from"] == "through the head"
+    assert list(found["variation"]["runs"]) == ["MLM only", "random weights"]
+    difference = rows["MLM only"]["mlm_loss"][0] - rows["through the head"]["mlm_loss"][0]
+    assert found["variation"]["runs"]["MLM only"]["mlm_loss"] == pytest.approx(difference)
+    assert [title for title, _, _ in shown.tables][1] == "difference from through the head"
+    assert "\nDifference from through the head\n" in one_by_one.artefacts.comparison.with_suffix(".md").read_text()
+
+
+def test_scores_of_a_run_stand_in_its_row_while_they_are_of_its_weights(one_by_one):
+    model, weights = "models/comparison/mlm-only/0", result_of(one_by_one, "mlm-only/0", "train.json")["weights"]
+    folder = one_by_one.artefacts.finetuning
+    write_results(folder, "comparison-mlm-only-0", "MRPC", {0: 0.7, 1: 0.8}, weights=f"{weights}...")
+    write_model(folder / "comparison-mlm-only-0", {"path": model, "weights": f"{weights}...", "kind": "distilbert"})
+    gather(one_by_one.config, one_by_one.context)
+    rows = {row["name"]: row for row in result(one_by_one)["rows"]}
+    assert rows["MLM only"]["scores"] == {"MRPC": [0.75]}
+    assert "scores" not in rows["through the head"]
+    assert "| MRPC |" in one_by_one.artefacts.comparison.with_suffix(".md").read_text()
+    write_results(folder, "comparison-mlm-only-0", "MRPC", {0: 0.7}, weights="before")
+    write_model(folder / "comparison-mlm-only-0", {"path": model, "weights": "before", "kind": "distilbert"})
+    shown = Recorder()
+    gather(one_by_one.config, replace(one_by_one.context, progress=shown))
+    assert all("scores" not in row for row in result(one_by_one)["rows"])
+    assert any(
+        "run: pipeline finetune --replace --model models/comparison/mlm-only/0" in said for said in shown.messages
+    )
+
+
+def result_of(project, run, file):
+    return json.loads((project.artefacts.of_run(run).runs / file).read_text())
+
+
+def test_gathering_refuses_what_is_missing_of_other_parameters_or_of_another_cache(one_by_one):
+    def refused(message):
+        with pytest.raises(InputError, match=message):
+            gather(one_by_one.config, one_by_one.context)
+
+    same = one_by_one.config
+    one_by_one.set(
+        students={"other": RANDOM}, train={"steps": 3}, compare={"seeds": [0], "runs": RUNS},
+    )  # fmt: skip
+    refused(r'runs/comparison/through-the-head/0 was made with other parameters: train.steps: 3 expected, 2 in that run; run: '
+            r'pipeline compare --only "through the head"')  # fmt: skip
+    one_by_one.config = replace(same, evaluate=replace(same.evaluate, split="validation"))
+    refused(r"before-training has no figures .* on validation; run: pipeline compare --only before-training")
+    one_by_one.config = same
+    file = one_by_one.artefacts.of_run("mlm-only/0").runs / "train.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "cache_root_digest": "ab" * 32}))
+    refused("the runs are not all of one cache.*MLM only abababababab")
+    file.unlink()
+    refused(
+        'mlm-only/0 has no figures of a trained and evaluated student, seed 0 of MLM only; run: pipeline compare --only "MLM only"'
+    )
+
+
+def test_a_run_that_the_parameters_do_not_name_is_refused(cached):
+    with pytest.raises(ConfigError, match=r"run 'MLM onyl' is not in compare.runs; did you mean MLM only\?"):
+        only(cached.config, cached.context, "MLM onyl")
+
+
+def test_differences_from_a_run_that_there_is_not_are_refused(cached):
+    with pytest.raises(
+        ConfigError, match=r"compare.against is 'fall'; allowed: null or one of compare.runs: through the head"
+    ):
+        cached.set(compare={"against": "fall"})
 
 
 def test_the_markdown_table_gives_mean_and_half_range_and_says_so():

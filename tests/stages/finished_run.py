@@ -45,9 +45,14 @@ def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value), encoding="utf-8")
 
 
+def read_json(file: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def change(file: Path, **values: Any) -> None:
     """Set keys of a JSON file."""
-    write_json(file, {**json.loads(file.read_text(encoding="utf-8")), **values})
+    write_json(file, {**read_json(file), **values})
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:

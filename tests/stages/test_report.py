@@ -2,16 +2,13 @@ import io
 import re
 import shutil
 from contextlib import redirect_stdout
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from stages import report
 from stages.config import load_config
-from stages.context import Artefacts, Context
 from stages.errors import InputError
 from stages.report_page.content import LOAD
 from tests.stages.ensembles import with_second
@@ -26,55 +23,10 @@ from tests.stages.finished_run import (
     write_json,
     write_rows,
 )
+from tests.stages.report_page.further_files import write_further_files
+from tests.stages.report_page.page import Page, make_report
 from tests.stages.tiny_models import tiny_bert
 from tests.tiny import tiny_params
-
-
-class Page(HTMLParser):
-    """A page: its source, its text, the cells of its tables, its attributes and ids."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self.html = (folder / "index.html").read_text(encoding="utf-8")
-        self.text = ""
-        self.tables: dict[str, list[list[str]]] = {}
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.ids: list[str] = []
-        self._silent = 0
-        self._in_cell = False
-        self._table: list[list[str]] = []
-        self.feed(self.html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-        self._silent += tag == "style"
-        if tag == "table":
-            self._table = self.tables[dict(attrs)["id"]] = []
-        elif tag == "tr":
-            self._table.append([])
-        elif tag in {"td", "th"}:
-            self._table[-1].append("")
-            self._in_cell = True
-        self.text += " "
-
-    def handle_endtag(self, tag):
-        self._silent -= tag == "style"
-        self._in_cell &= tag not in {"td", "th"}
-        self.text += " "
-
-    def handle_data(self, data):
-        if not self._silent:
-            self.text += data
-            if self._in_cell:
-                self._table[-1][-1] = " ".join(f"{self._table[-1][-1]} {data}".split())
-
-
-def make_report(artefacts: Artefacts) -> Page:
-    report.run(load_config(tiny_params()), Context(artefacts=artefacts))
-    return Page(artefacts.report)
 
 
 @pytest.fixture
@@ -93,6 +45,14 @@ def compared(tmp_path_factory) -> Page:
     """Of a run with a comparison."""
     artefacts = write_finished_run(tmp_path_factory.mktemp("compared"))
     write_json(artefacts.comparison, comparison())
+    return make_report(artefacts)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory) -> Page:
+    """Of a run with everything that the page can show."""
+    artefacts = write_finished_run(tmp_path_factory.mktemp("complete"))
+    write_further_files(artefacts)
     return make_report(artefacts)
 
 
@@ -145,6 +105,16 @@ def test_the_comparison_shows_means_ranges_and_the_best_trained_run(compared):
     assert {"comparison-kl", "comparison-agreement"} <= set(compared.ids)
 
 
+def test_files_that_are_optional_add_their_parts_to_the_page_and_none_is_missed(plain, complete):
+    further = {"comparison", "variation", "task-scores", "task-figures", "speed-on-text", "speed-agreement"}
+    assert set(complete.tables) == set(plain.tables) | further
+    assert set(plain.tables).isdisjoint(further)
+    assert "#downstream" in [value for _, name, value in complete.attributes if name == "href"]
+    assert not any("downstream" in name for name in plain.ids)
+    assert "arXiv:1910.01108" in complete.text
+    assert "paper" not in plain.text
+
+
 def test_without_a_comparison_the_page_names_the_command_that_makes_it(plain):
     assert "make table ( pipeline compare )" in plain.text
     assert "comparison" not in plain.tables
@@ -182,34 +152,34 @@ def test_html_in_parameters_is_text(tmp_path):
     assert not any(tag == "script" for tag, _, _ in page.attributes)
 
 
-def test_nothing_in_the_page_is_loaded_from_anywhere(compared):
+def test_nothing_in_the_page_is_loaded_from_anywhere(complete):
     loading = {"src", "href", "xlink:href", "srcset", "action", "data", "poster"}
-    outside = {value for _, name, value in compared.attributes if name in loading and value}
+    outside = {value for _, name, value in complete.attributes if name in loading and value}
     assert {value for value in outside if not value.startswith(("#", "data:,"))} == set()
-    assert "@import" not in compared.html
-    assert not re.search(r"url\((?!#)", compared.html)
-    assert "<script" not in compared.html
+    assert "@import" not in complete.html
+    assert not re.search(r"url\((?!#)", complete.html)
+    assert "<script" not in complete.html
 
 
-def test_ids_are_unique_and_references_lead_to_one(compared):
-    assert len(compared.ids) == len(set(compared.ids))
-    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', compared.html))
-    assert {one or other for one, other in used} <= set(compared.ids)
+def test_ids_are_unique_and_references_lead_to_one(complete):
+    assert len(complete.ids) == len(set(complete.ids))
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', complete.html))
+    assert {one or other for one, other in used} <= set(complete.ids)
 
 
-def test_plots_of_the_page_take_their_colours_from_it(compared):
-    svgs = "".join(re.findall(r"<svg.*?</svg>", compared.html, re.DOTALL))
+def test_plots_of_the_page_take_their_colours_from_it(complete):
+    svgs = "".join(re.findall(r"<svg.*?</svg>", complete.html, re.DOTALL))
     assert not re.search(r"(fill|stroke|color)\s*[:=]\s*\"?#", svgs)
     assert "currentColor" in svgs
     assert "var(--first)" in svgs
 
 
-def test_every_plot_is_a_png_and_an_svg_file_too(compared):
-    images, vectors = ({path.stem for path in (compared.folder / name).iterdir()} for name in ("plots", "vector"))
-    names = {name for name in compared.ids if name in images}
+def test_every_plot_is_a_png_and_an_svg_file_too(complete):
+    images, vectors = ({path.stem for path in (complete.folder / name).iterdir()} for name in ("plots", "vector"))
+    names = {name for name in complete.ids if name in images}
     assert names == images == vectors
     assert {"student-loss", "student-kd", "teacher-loss", "cache-bytes", "cache-entropy-1"} <= names
-    assert (compared.folder / "plots" / "student-loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (complete.folder / "plots" / "student-loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_held_out_curve_is_drawn_and_says_which_weights_were_kept(tmp_path):
@@ -232,7 +202,7 @@ def test_one_validation_is_no_curve(finished):
 
 
 def test_the_same_run_gives_the_same_bytes(finished):
-    write_json(finished.comparison, comparison())
+    write_further_files(finished)
 
     def contents() -> dict[Path, bytes]:
         make_report(finished)

@@ -8,13 +8,20 @@ from selenium import webdriver
 from stages import report
 from stages.config import load_config
 from stages.context import Context
-from tests.stages.finished_run import comparison, write_finished_run, write_json
+from tests.stages.finished_run import write_finished_run
+from tests.stages.report_page.further_files import write_further_files
 from tests.tiny import tiny_params
 
 WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
 FIGURES = {
     "comparison-kl",
     "comparison-agreement",
+    "variation-tasks",
+    "downstream-mrpc",
+    "downstream-sst-2",
+    "downstream-wnli",
+    "downstream-squad",
+    "speed-ratios",
     "student-loss",
     "student-kd",
     "student-mlm",
@@ -28,7 +35,10 @@ FIGURES = {
     "cache-retained-mass-1",
     "cache-retained-mass-2",
 }
-TABLES = {"this-run", "comparison", "cache-arrays", "cache-distributions", "speed"}
+TABLES = {
+    *("this-run", "comparison", "variation", "task-scores", "task-figures"),
+    *("cache-arrays", "cache-distributions", "speed", "speed-on-text", "speed-agreement"),
+}
 
 CONTRASTS = """
 const channels = colour => colour.match(/[\\d.]+/g).map(Number);
@@ -68,7 +78,7 @@ return [...document.querySelectorAll("main *, header *")]
 def address(tmp_path_factory) -> str:
     """Where the page of a run with everything lies."""
     artefacts = write_finished_run(tmp_path_factory.mktemp("browser"))
-    write_json(artefacts.comparison, comparison())
+    write_further_files(artefacts)
     report.run(load_config(tiny_params()), Context(artefacts=artefacts))
     return (artefacts.report / "index.html").as_uri()
 
@@ -163,7 +173,7 @@ def test_all_text_stands_out_from_what_is_behind_it(page):
 
 def test_headings_lead_through_the_page_in_order(page):
     sections = page.execute_script("return [...document.querySelectorAll('section')].map(s => s.id)")
-    assert sections == ["flow", "closeness", "training", "cache", "size-and-speed", "load", "provenance"]
+    assert sections == ["flow", "closeness", "downstream", "training", "cache", "size-and-speed", "load", "provenance"]
     links = page.execute_script("return [...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     assert links == sections
     stages = page.execute_script("return [...document.querySelectorAll('.steps .stage')].map(s => s.innerText)")
