@@ -35,9 +35,10 @@ from stages.models import encoder_states
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
 from stages.sharing import Done, InProcess, Place
+from stages.teacher_batches import batches
 from stages.teacher_job import TeacherJob
 from stages.teacher_loading import load_teacher
-from stages.teacher_targets import SeenSequences, TargetsComputer, batches, mask_shard
+from stages.teacher_targets import SeenSequences, TargetsComputer, mask_shard
 from storage import CacheWork, ShardId
 
 GOALS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_transfer import pull, push
-from pipeline.stage_command import OPTIONS, TEACHER, stage_command
+from pipeline.stage_command import OPTIONS, TASK, TEACHER, refuse_both, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -32,28 +32,32 @@ def _on_a_folder(command: Callable[..., None]) -> Callable[..., None]:
     folder = click.argument(
         "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[CACHE]"
     )
-    for decorate in (debug, json, TEACHER, project, folder):
+    for decorate in (debug, json, TASK, TEACHER, project, folder):
         command = decorate(command)
     return command
 
 
 @cache.command()
 @_on_a_folder
-def info(folder: Path | None, project: Path, teacher: str | None, as_json: bool, debug: bool) -> None:
+def info(folder: Path | None, project: Path, teacher: str | None, task: str | None, as_json: bool, debug: bool) -> None:
     """Say what a cache holds.
 
-    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher. Parameters,
+    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher, with --task that of a
+    downstream task. Parameters,
     shards, tokens, positions, bytes per position by array, how much the cached ids hold and how sure the teacher was. Only
     manifests are read.
     """
     from pipeline import cache_info
 
-    if folder is not None and teacher is not None:
-        raise click.UsageError("CACHE and --teacher both say which cache: give one")
+    refuse_both(teacher, task)
+    for option, name in (("--teacher", teacher), ("--task", task)):
+        if folder is not None and name is not None:
+            raise click.UsageError(f"CACHE and {option} both say which cache: give one")
 
     _run(
         project,
         teacher,
+        task,
         debug=debug,
         body=lambda context: cache_info.show(folder or context.artefacts.cache, context, as_json),
     )
@@ -79,6 +83,7 @@ def verify(
     folder: Path | None,
     project: Path,
     teacher: str | None,
+    task: str | None,
     as_json: bool,
     debug: bool,
     deep: bool,
@@ -87,11 +92,15 @@ def verify(
 ) -> None:
     """Find out whether a cache is whole.
 
-    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher. Everything that
+    CACHE is its folder; without it cache/current of the project, or with --teacher that of a further teacher, with --task that of a
+    downstream task. Everything that
     is wrong is listed, with its file and shard. Exit code 0 only for a good cache.
     """
     from pipeline import cache_verify
 
+    refuse_both(teacher, task)
+    if folder is not None and task is not None:
+        raise click.UsageError("CACHE and --task both say which cache: give one")
     if folder is not None and teacher is not None and sequences is None:
         raise click.UsageError(
             "CACHE and --teacher both say which cache: give one, or add --against-teacher N for that teacher on that cache"
@@ -102,7 +111,7 @@ def verify(
             folder or context.artefacts.cache, context, deep=deep, sequences=sequences, device=device, as_json=as_json
         )
 
-    _run(project, teacher, debug=debug, body=body)
+    _run(project, teacher, task, debug=debug, body=body)
 
 
 @cache.command()
@@ -111,7 +120,7 @@ def verify(
     is_flag=True,
     help="Repair although device or versions differ from those of the cache: equal up to rounding, another root digest.",
 )
-@stage_command(takes_teacher=True)
+@stage_command(takes_teacher=True, takes_task=True)
 def repair(config: Config, context: Context, inexact: bool) -> None:
     """Make a damaged cache whole again, bit for bit.
 
@@ -128,11 +137,11 @@ cache.add_command(push)
 cache.add_command(pull)
 
 
-def _run(project: Path, teacher: str | None, *, debug: bool, body: Callable[[Context], None]) -> None:
-    """What `execute` does, without params.yaml; `teacher` is a further one, whose cache is meant."""
+def _run(project: Path, teacher: str | None, task: str | None, *, debug: bool, body: Callable[[Context], None]) -> None:
+    """What `execute` does, without params.yaml; the cache that is meant is that of the further `teacher`, or of the `task`."""
     from pipeline.environment import available_cores, quiet_libraries
     from pipeline.failures import reported
-    from pipeline.further_teacher import require_known, speaking_of
+    from pipeline.further_teacher import require_known, require_known_task, speaking_of
     from pipeline.progress import make_reporter
     from pipeline.stop import StopRequest
     from stages.context import Artefacts, Context
@@ -141,7 +150,9 @@ def _run(project: Path, teacher: str | None, *, debug: bool, body: Callable[[Con
         quiet_libraries(debug=debug)
         if teacher is not None:
             require_known(project, teacher)
-        artefacts = Artefacts(project=project, further_teacher=teacher)
+        if task is not None:
+            require_known_task(project, task)
+        artefacts = Artefacts(project=project, further_teacher=teacher, task=task)
         with make_reporter(f"cache {click.get_current_context().info_name}") as progress, speaking_of(artefacts):
             body(
                 Context(

@@ -15,12 +15,10 @@ from typing import Any
 from pipeline.cache_verify import print_problems, run_checks
 from stages import cache_teacher
 from stages import device as tensor_device
-from stages.cache_description import describe
+from stages.cache_origin import Origin
 from stages.config import Config
 from stages.context import Context
-from stages.models import require_model
 from stages.outputs import write_text
-from stages.sequences import TokenStore
 from stages.verify_against_teacher import hardware
 from storage import (
     SPLITS,
@@ -55,10 +53,9 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     Raises `MismatchError`, naming the fields, where the cache is not the one that these parameters, tokens and teacher give,
     `IncompleteError` where there is none, `CorruptError` where the repaired cache is whole and yet not the one from before.
     """
+    origin = Origin.find(config, context)
+    context, description = origin.context, origin.description
     artefacts = context.artefacts
-    tokens = TokenStore.open(artefacts.tokens)
-    require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
-    description = describe(config, context, tokens)
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():
@@ -67,7 +64,9 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
         )
     folder = work if resumed else artefacts.cache
     splits = _splits_at(folder)
-    description = replace(description, splits={split: description.splits[split] for split in splits})
+    description = replace(
+        description, splits={split: found for split, found in description.splits.items() if split in splits}
+    )
     if not resumed:
         _refuse_another(folder, description)
     found = _look(folder, context, description, resumed=resumed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("url")
 @click.option("--verify", is_flag=True, help="Read back what is there already, and replace what is damaged.")
-@stage_command(tensors=False, takes_teacher=True)
+@stage_command(tensors=False, takes_teacher=True, takes_task=True)
 def push(config: Config, context: Context, url: str, verify: bool) -> None:  # noqa: ARG001  of every command
     """Copy cache/current to a remote root.
 
@@ -42,7 +42,7 @@ def push(config: Config, context: Context, url: str, verify: bool) -> None:  # n
     type=click.Choice(["train", "validation", "test"]),
     help="Fetch only this split. Repeatable.",
 )
-@stage_command(tensors=False, takes_teacher=True)
+@stage_command(tensors=False, takes_teacher=True, takes_task=True)
 def pull(config: Config, context: Context, url: str, fingerprint: str | None, splits: tuple[str, ...]) -> None:
     """Fetch a cache from a remote root into cache/current.
 

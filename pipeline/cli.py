@@ -10,7 +10,7 @@ import click
 
 from pipeline.cache_commands import cache
 from pipeline.compare_command import compare
-from pipeline.stage_command import numbers, of_teacher, stage_command
+from pipeline.stage_command import numbers, of_task, of_teacher, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -176,16 +176,18 @@ def _folder_name(_context: click.Context, _parameter: click.Parameter, value: st
     callback=_part,
     help="Do only every N-th shard, from the I-th on, beside jobs that do the others; run it once more without to finish.",
 )
-@stage_command(takes_root=True, takes_workers=True, takes_teacher=True)
+@stage_command(takes_root=True, takes_workers=True, takes_teacher=True, takes_task=True)
 def cache_teacher(config: Config, context: Context, verify: bool, part: Part | None) -> None:
     """Run the teacher once and store its targets.
 
     Reads data/tokens and models/teacher, writes cache/current and cache/run.json. Killed at any moment, it resumes
     from the shards that are whole. With --root the shards go there as they come, and cache/manifest.json is what stays
     here. Parameters: corpus, tokenize, masking, teacher, cache. With --teacher all is in models/teachers/NAME and
-    cache/teachers/NAME.
+    cache/teachers/NAME. With --task what models/finetuned/teacher/NAME says of that task is stored in cache/tasks/NAME, for
+    `pipeline finetune --distil`; with cache.targets: task, of each task of finetune.tasks.
     """
     from stages import cache_teacher as stage
+    from stages.config.task_cache import finetuning
 
     if verify and part is not None:
         raise click.UsageError("--verify is for the whole cache: leave --shards out")
@@ -193,7 +195,12 @@ def cache_teacher(config: Config, context: Context, verify: bool, part: Part | N
         raise click.UsageError(
             "--verify reads back the cache at a root: add --root URL; one in cache/current is verified by `pipeline cache verify`"
         )
-    stage.run(config, context, verify=verify, part=part)
+    artefacts = context.artefacts
+    if config.cache.targets == "language_model" or artefacts.further_teacher is not None or artefacts.task is not None:
+        stage.run(config, context, verify=verify, part=part)
+        return
+    for name in finetuning(config).tasks:
+        of_task(stage.run, name)(config, context, verify=verify, part=part)
 
 
 @cli.command("init-student")
@@ -291,9 +298,20 @@ def evaluate(
     help="What its results are called. Default: student, teacher, or the folder's name.",
 )
 @click.option("--replace", is_flag=True, help="Remove results of that name with other parameters, weights or data.")
-@stage_command()
+@click.option(
+    "--distil",
+    is_flag=True,
+    help="Learn from the fine-tuned teacher's cached answers (pipeline cache-teacher --task): results are called NAME-distilled.",
+)
+@stage_command(takes_root=True)
 def finetune(
-    config: Config, context: Context, tasks: tuple[str, ...], model: str, name: str | None, replace: bool
+    config: Config,
+    context: Context,
+    tasks: tuple[str, ...],
+    model: str,
+    name: str | None,
+    replace: bool,
+    distil: bool,
 ) -> None:
     """Fine-tune a model on downstream tasks, and score it.
 
@@ -303,7 +321,7 @@ def finetune(
     """
     from stages import finetune as stage
 
-    stage.run(config, context, tasks=tasks, model=model, name=name, replace_others=replace)
+    stage.run(config, context, tasks=tasks, model=model, name=name, replace_others=replace, distil=distil)
 
 
 @cli.command()

@@ -57,6 +57,12 @@ TEACHER = click.option(
     help="The cache of this further teacher, one of teachers in params.yaml, in cache/teachers/NAME.",
 )
 
+TASK = click.option(
+    "--task",
+    metavar="NAME",
+    help="The cache of this downstream task, one of finetune.tasks in params.yaml, in cache/tasks/NAME.",
+)
+
 WORKERS = (
     click.option(
         "--workers",
@@ -79,6 +85,7 @@ def stage_command(
     takes_root: bool = False,
     takes_workers: bool = False,
     takes_teacher: bool = False,
+    takes_task: bool = False,
 ) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
@@ -86,7 +93,7 @@ def stage_command(
     is for one that shares its work among the processes of a torchrun launch; the others refuse to be started twice.
     `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root, `takes_workers=True` for one
     that can have its work done by other processes, `takes_teacher=True` for one whose cache may be that of a further teacher: it
-    sees that teacher in the place of the main one.
+    sees that teacher in the place of the main one. `takes_task=True`: it may be that of a downstream task.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -109,8 +116,11 @@ def stage_command(
                 )
 
             name = arguments.pop("teacher") if takes_teacher else None
+            task = arguments.pop("task") if takes_task else None
+            refuse_both(name, task)
+            chosen = body if name is None else of_teacher(body, name)
             execute(
-                functools.partial(body if name is None else of_teacher(body, name), **arguments),
+                functools.partial(chosen if task is None else of_task(body, task), **arguments),
                 name=click.get_current_context().info_name or "",
                 project=project,
                 params_file=project / params_file,
@@ -129,6 +139,7 @@ def stage_command(
             *((ROOT,) if takes_root else ()),
             *(WORKERS if takes_workers else ()),
             *((TEACHER,) if takes_teacher else ()),
+            *((TASK,) if takes_task else ()),
         )
         for option in reversed(options):
             callback = option(callback)
@@ -148,6 +159,27 @@ def of_teacher(body: Body[P], name: str) -> Body[P]:
             body(further, there, *arguments, **named)
 
     return of_further
+
+
+def of_task(body: Body[P], name: str) -> Body[P]:
+    """The same on the cache of the task `name`, in errors too."""
+
+    def of_that_task(config: Config, context: Context, /, *arguments: P.args, **named: P.kwargs) -> None:
+        from pipeline.further_teacher import speaking_of
+        from stages.config.task_cache import finetuning
+
+        finetuning(config).kind_of(name)  # refused where there is no such task
+        there = context.of_task(name)
+        with speaking_of(there.artefacts):
+            body(config, there, *arguments, **named)
+
+    return of_that_task
+
+
+def refuse_both(teacher: str | None, task: str | None) -> None:
+    """Raise `click.UsageError` where two caches are named."""
+    if teacher is not None and task is not None:
+        raise click.UsageError("--teacher and --task both say which cache: give one")
 
 
 def numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:

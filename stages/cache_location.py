@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stages.config import Config, cache_spec
+from stages.config.task_cache import task_spec
 from stages.context import Artefacts, Context
 from stages.errors import InputError
 from storage import CacheDescription, CacheError, CacheReader, Split, differing_fields
@@ -55,6 +56,7 @@ def cache_name(artefacts: Artefacts) -> str:
     if artefacts.root is None:
         return here
     of_further = "" if artefacts.further_teacher is None else f"of the teacher {artefacts.further_teacher} "
+    of_further = of_further if artefacts.task is None else f"of the task {artefacts.task} "
     return f"the cache {of_further}at {RemoteFolder(artefacts.root).shown()}"
 
 
@@ -80,7 +82,8 @@ def choose(root: RemoteFolder, config: Config, context: Context) -> str:
     """
     found = finished_caches(root)
     readable = {name: cache for name, cache in found.items() if isinstance(cache, CacheDescription)}
-    spec = cache_spec(config)
+    task = context.artefacts.task
+    spec = cache_spec(config) if task is None else task_spec(config, task)
     fitting = [name for name, cache in readable.items() if not differing_fields(spec, cache.spec)]
     if len(fitting) == 1:
         return fitting[0]

@@ -7,7 +7,7 @@ import sys
 
 from stages.cache_figures import COLUMNS, TrainFigures
 from stages.config import Config
-from stages.context import Context
+from stages.context import Artefacts, Context
 from stages.outputs import write_csv, write_json
 from stages.provenance import RESOLVED, write_resolved
 from storage import CacheDescription, CacheReader, CacheWork, Part
@@ -16,6 +16,7 @@ from storage.manifest import MANIFEST_FILE
 from storage.remote import RemoteFolder, RemoteReader
 
 SECTIONS = ("corpus", "tokenize", "masking", "teacher", "cache")
+OF_TASK = ("finetune", "cache")
 
 
 def reported(context: Context, root_digest: str) -> bool:
@@ -47,7 +48,7 @@ def report_part(work: CacheWork, part: Part, context: Context, computed: int, se
             "shards computed": f"{computed} of {len(work.shards)} in this start",
             "seconds": f"{seconds:.1f} in this start",
             "kept in": work.kept_in,
-            "once all parts are done": "`pipeline cache-teacher` finishes the cache",
+            "once all parts are done": f"`{context.artefacts.cache_command}` finishes the cache",
         },
     )
 
@@ -77,20 +78,26 @@ def report(
     }
     write_json(artefacts.cache_figures, figures)
     write_csv(artefacts.cache_distributions, COLUMNS, train.histograms())
-    write_resolved(artefacts.cache_run.with_name(RESOLVED), config, *SECTIONS)
+    write_resolved(artefacts.cache_run.with_name(RESOLVED), config, *(SECTIONS if artefacts.task is None else OF_TASK))
     write_json(artefacts.cache_run, run_figures)  # last: where it is, the others are
     mass = ", ".join(f"{kept:.3f} at T = {t}" for t, kept in train.retained_mass().items())
-    name = artefacts.further_teacher
     context.progress.summary(
-        "teacher cache" if name is None else f"cache of the teacher {name}",
+        _title(artefacts),
         {
             "fingerprint": reader.description.fingerprint[:12],
             "root digest": root_digest[:12],
             **{f"{split} positions": count for split, count in rows.items()},
             "megabytes": round(size / 1e6, 1),
             "bytes per train position": train.total_bytes_per_position(),
-            "retained mass": mass or "no logits kept",
+            **({"retained mass": mass or "no logits kept"} if artefacts.task is None else {}),
             "shards computed": f"{computed} of {len(reader.description.shard_ids())} in this start",
             "seconds": f"{seconds:.1f} in this start",
         },
     )
+
+
+def _title(artefacts: Artefacts) -> str:
+    if artefacts.task is not None:
+        return f"cache of the task {artefacts.task}"
+    name = artefacts.further_teacher
+    return "teacher cache" if name is None else f"cache of the teacher {name}"

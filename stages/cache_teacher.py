@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import replace
 
-from stages.cache_description import describe, require_teacher, require_tokens
 from stages.cache_location import push_cache
+from stages.cache_origin import Origin
 from stages.cache_report import report, report_part, reported
 from stages.config import Config
 from stages.context import Context
 from stages.lasting_task import LastingTask
 from stages.metrics_log import MetricsLog
-from stages.models import require_model
 from stages.sequences import TokenStore
 from stages.sharing import Failed, Failures
-from stages.teacher_job import OF_ONE_SHARD, TeacherJob
+from stages.teacher_job import OF_ONE_SHARD
 from storage import (
     SPLITS,
     CacheDescription,
@@ -45,7 +43,8 @@ def run(
 ) -> None:
     """Write `cache/current` and `cache/run.json`, computing only the shards that are not there yet.
 
-    Those of a further teacher lie in `cache/teachers/<name>`.
+    Those of a further teacher lie in `cache/teachers/<name>`, those of a task in `cache/tasks/<name>`: its teacher is the
+    fine-tuned one, and its examples are encoded first (`data/tasks/<name>`).
 
     Work happens in `.cache-work/<fingerprint>`, which survives a kill; the finished cache is renamed into place. With a root,
     each shard goes to `<root>/<fingerprint>` as soon as it is whole, and `cache/manifest.json` is what stays here. The shards are
@@ -59,10 +58,9 @@ def run(
     another process writes this cache, `storage.errors.RemoteError` where the root fails.
     """
     started = time.monotonic()
+    origin = Origin.find(config, context, splits)
+    context, description = origin.context, origin.description
     artefacts = context.artefacts
-    tokens = TokenStore.open(artefacts.tokens)
-    require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
-    description = describe(config, context, tokens, splits)
     root_digest = _already_done(description, context, verify=verify, part=part)
     if root_digest is not None:
         if part is None and not reported(context, root_digest):  # killed between the cache's publication and its report
@@ -71,16 +69,15 @@ def run(
     with _open_work(description, context, verify=verify, part=part) as work:
         if part is None:
             work.take_back(artefacts.cache)
-            work.add_folder("tokenizer", tokens.tokenizer_folder)
+            work.add_folder("tokenizer", origin.tokens.tokenizer_folder)
         missing = _missing(work, context, verify=verify)
-        _compute(config, context, tokens, work, missing)
+        _compute(origin, work, missing)
         if part is not None:
             work.finish_part()
             report_part(work, part, context, len(missing), time.monotonic() - started)
             return
         # Each shard is of these tokens and this teacher. What is put down as the cache's origin must be them too.
-        require_tokens(description, TokenStore.open(artefacts.tokens))
-        require_teacher(description, artefacts.teacher)
+        origin.require_unchanged()
         root_digest = work.finish(artefacts.cache if artefacts.root is None else artefacts.tracked_manifest)
     if verify and not missing and reported(context, root_digest):  # how it was made is still true
         context.progress.message(f"{work.kept_in} is whole; root digest {root_digest[:12]}")
@@ -104,12 +101,11 @@ def _missing(work: CacheWork, context: Context, *, verify: bool) -> list[ShardId
     return missing
 
 
-def _compute(config: Config, context: Context, tokens: TokenStore, work: CacheWork, missing: Sequence[ShardId]) -> None:
+def _compute(origin: Origin, work: CacheWork, missing: Sequence[ShardId]) -> None:
     """Have the missing shards computed, and take in each as it is published."""
-    description = work.description
+    description, context, tokens = origin.description, origin.context, origin.tokens
     kept = f"every finished shard of cache {description.fingerprint[:12]} is kept in {work.kept_in}"
-    artefacts = replace(context.artefacts, project=context.artefacts.project.absolute())
-    job = TeacherJob(artefacts=artefacts, description=description, config=config)
+    artefacts, job = context.artefacts, origin.job()
     total = sum(_tokens(tokens, description, shard) for shard in missing)
     context.progress.begin("cache the teacher", total, "tokens")
     context.stop_if_asked(kept)

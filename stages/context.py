@@ -64,6 +64,10 @@ class Artefacts:
     """Name of one run of a comparison: its student and figures lie in folders of their own, all else is shared."""
     further_teacher: str | None = None
     """Name in `teachers` of the teacher whose model and cache are meant; None: the main one's. All else is shared."""
+    task: str | None = None
+    """Name in `finetune.tasks` of the task whose fine-tuned teacher and cache are meant; None: those of language modelling."""
+    task_seed: int | None = None
+    """Seed of that fine-tuned teacher, once it is chosen (`stages.task_cache.teacher`)."""
     root: str | None = None
     """URL of the remote root that holds the cache at `<root>/<fingerprint>`; None: it is in `cache/current`."""
 
@@ -75,6 +79,10 @@ class Artefacts:
         """The same project with the model, the cache and the figures of the further teacher `name`."""
         return replace(self, further_teacher=name)
 
+    def of_task(self, name: str) -> Artefacts:
+        """The same project with the fine-tuned teacher, the encoded examples, the cache and the figures of the task `name`."""
+        return replace(self, task=name)
+
     def shown(self, path: Path) -> str:
         """How a message calls a path of the project."""
         return path.relative_to(self.project).as_posix()
@@ -85,10 +93,14 @@ class Artefacts:
 
     @property
     def tokens(self) -> Path:
-        return self.project / "data" / "tokens"
+        data = self.project / "data"
+        return data / "tokens" if self.task is None else data / "tasks" / self.task
 
     @property
     def teacher(self) -> Path:
+        if self.task is not None:
+            seeds = self.finetuned("teacher", self.task)
+            return seeds if self.task_seed is None else seeds / str(self.task_seed)
         models, name = self.project / "models", self.further_teacher
         return models / "teacher" if name is None else models / "teachers" / name
 
@@ -101,6 +113,8 @@ class Artefacts:
     @property
     def teacher_command(self) -> str:
         """What makes the teacher, for messages."""
+        if self.task is not None:
+            return f"pipeline finetune {self.task} --model teacher"
         return "pipeline teacher" if self.further_teacher is None else f"pipeline teacher {self.further_teacher}"
 
     @property
@@ -128,6 +142,8 @@ class Artefacts:
     @property
     def cache_command(self) -> str:
         """What makes the cache, for messages."""
+        if self.task is not None:
+            return f"pipeline cache-teacher --task {self.task}"
         name = self.further_teacher
         return "pipeline cache-teacher" if name is None else f"pipeline cache-teacher --teacher {name}"
 
@@ -138,7 +154,9 @@ class Artefacts:
 
     @property
     def local_shards(self) -> Path:
-        """Shards of a cache at the root that are being read; a folder for each teacher's."""
+        """Shards of a cache at the root that are being read; a folder for each teacher's and each task's."""
+        if self.task is not None:
+            return self.cache_work / f"task-shards-{self.task}"
         return self.cache_work / ("shards" if self.further_teacher is None else f"shards-{self.further_teacher}")
 
     @property
@@ -172,8 +190,10 @@ class Artefacts:
 
     @property
     def _of_cache(self) -> Path:
-        """Folder of a teacher's cache and of what stands beside it."""
+        """Folder of a teacher's or a task's cache and of what stands beside it."""
         cache, name = self.project / "cache", self.further_teacher
+        if self.task is not None:
+            return cache / "tasks" / self.task
         return cache if name is None else cache / "teachers" / name
 
     @property
@@ -245,6 +265,10 @@ class Context:
     def of_teacher(self, name: str) -> Context:
         """The same place, where the model and the cache are those of the further teacher `name`."""
         return replace(self, artefacts=self.artefacts.of_teacher(name))
+
+    def of_task(self, name: str) -> Context:
+        """The same place, where teacher and cache are those of the task `name`."""
+        return replace(self, artefacts=self.artefacts.of_task(name))
 
     @property
     def place(self) -> Place:

@@ -12,9 +12,12 @@ import torch
 import transformers
 
 from stages.config import Config, FinetuneConfig, TaskTraining, to_plain
+from stages.config.task_cache import finetuning
 from stages.context import Context
 from stages.device import Precision, resolve_precision
-from stages.errors import ConfigError, InputError
+from stages.errors import InputError
+from stages.finetuning.cached import CachedTask, open_task
+from stages.finetuning.learned import Learned
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
     VERSION,
@@ -35,7 +38,7 @@ from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, examples_digest, read_task
+from stages.tasks.data import TaskData, check_task, examples_digest, read_evaluation, read_task
 from stages.tasks.task import Encoded, Task
 from stages.tasks.zero_shot import OtherTasks, check_zero_shot, read_zero_shot
 from stages.training.checkpoints import Checkpoints
@@ -68,6 +71,8 @@ class _Job:
     subject: _Subject
     settings: FinetuneConfig
     precision: Precision
+    cached: CachedTask | None
+    """What it learns from instead of the task's training examples."""
 
 
 def run(
@@ -78,28 +83,26 @@ def run(
     model: str = "student",
     name: str | None = None,
     replace_others: bool = False,
+    distil: bool = False,
 ) -> None:
     """Write `runs/finetune/<model>/<task>/<seed>.json`, and `summary.json`, `summary.md` and `summary.png` of all models there.
 
     `tasks` are names in `finetune.tasks`, empty: all. `model`: `student`, `teacher`, or a model folder, relative to the project;
     `name` is what its results are called. What has a result with the same parameters, weights and data is not done again; results
-    with others are refused, or removed where `replace_others`.
+    with others are refused, or removed where `replace_others`. `distil`: learn from the fine-tuned teacher's answers in
+    `cache/tasks/<task>/current` (`cache-teacher` of the task); neither that teacher nor the training examples are needed, and the
+    results are called `<name>-distilled`.
     Checkpoints lie in `checkpoints/finetune-<fingerprint>`.
 
     Raises `ConfigError` for parameters that name no such task, `InputError` for a model or data that cannot be used,
     `storage.LockedError` where another process does the same seed, `Interrupted` after a checkpoint when asked to stop.
     """
-    settings = config.finetune
-    if settings is None:
-        raise ConfigError(
-            "finetune is missing in params.yaml; expected its tasks, seeds and training (docs/finetuning.md), as in "
-            "recipes/distilbert/params.yaml"
-        )
+    settings = finetuning(config)
     names = list(dict.fromkeys(tasks)) or list(settings.tasks)
     kinds = {task: TASKS[settings.kind_of(task)] for task in names}
     folder = _folder_of(model, context)
     base = BaseModel.of(folder, {task.head for task in kinds.values()})
-    called = name or _name_of(folder, context)
+    called = name or _name_of(folder, context) + ("-distilled" if distil else "")
     subject = _Subject(
         name=called,
         base=base,
@@ -111,15 +114,17 @@ def run(
         _Job(
             name=task_name,
             task=task,
-            training=_fitting(settings.training_of(task_name), base, task_name, context),
+            training=base.fitting(settings.training_of(task_name), task_name, context.progress.message),
             subject=subject,
             settings=settings,
             precision=precision,
+            cached=open_task(config, context, task_name, task, base) if distil else None,
         )
         for task_name, task in kinds.items()
     ]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
-        check_task(settings, job.name, job.task, context.artefacts.project)
+        validated = settings.settings_of(job.name).validation is not None
+        check_task(settings, job.name, job.task, context.artefacts.project, learning=validated or not distil)
         check_zero_shot(settings, job.name, context.artefacts.project)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
@@ -160,22 +165,13 @@ def _name_of(folder: Path, context: Context) -> str:
     return folder.resolve().name
 
 
-def _fitting(training: TaskTraining, base: BaseModel, name: str, context: Context) -> TaskTraining:
-    """The training with inputs that the model has positions for."""
-    if base.positions is None or base.positions >= training.max_tokens:
-        return training
-    context.progress.message(
-        f"{name}: inputs are cut to {base.positions} tokens, as the model has no more positions (max_tokens is {training.max_tokens})"
-    )
-    return replace(training, max_tokens=base.positions)
-
-
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
-    data = read_task(job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
+    data = _data(job, context)
     others = read_zero_shot(job.settings, job.name, context.artefacts.project, context.progress.message)
     beside = {f"zero_shot {name}": examples_digest(sets) for name, (_, sets) in others.items()}
-    identity = {**_parameters(job), "data": {**data.digests, **beside}}
+    learned = {} if job.cached is None else {"train": job.cached.examples}
+    identity = {**_parameters(job), "data": {**data.digests, **learned, **beside}}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -210,17 +206,31 @@ def _clear(job: _Job, identity: dict[str, Any], replace_others: bool, context: C
 
 def _parameters(job: _Job) -> dict[str, Any]:
     """What determines a result, but for its data and its seed."""
-    tokenizer = job.subject.base.tokenizer.backend_tokenizer.to_str()
     return {
         "version": VERSION,
         "kind": job.task.kind,
         "training": to_plain(job.training),
         "weights": job.subject.weights,
-        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+        **({} if job.cached is None else {"distillation": _distillation(job.cached)}),
+        "tokenizer": job.subject.base.tokenizer_as_loaded,
     }
 
 
-def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Encoded, Examination]:
+def _distillation(cached: CachedTask) -> dict[str, Any]:
+    return {**to_plain(cached.distillation), "cache": cached.reader.root_digest}
+
+
+def _data(job: _Job, context: Context) -> TaskData[Any]:
+    """The task's examples; of one that is learned from a cache, those that it is scored on, and chosen by."""
+    where = (job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
+    if job.cached is None:
+        return read_task(*where)
+    if job.settings.settings_of(job.name).validation is None:
+        return TaskData(train=(), evaluation=read_evaluation(*where))
+    return replace(read_task(*where), train=())
+
+
+def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Learned, Examination]:
     """The inputs of the training, and those that the model is scored on."""
     scored = (data.evaluation, data.validation, *(sets for _, sets in others.values()))
     total = len(data.train) + sum(len(examples) for sets in scored for examples in sets.values())
@@ -231,7 +241,16 @@ def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Contex
             examples, job.subject.base.tokenizer, job.training, learning=learning, done=_counted(context)
         )
 
-    return encode(job.task, data.train, learning=True), Examination.of(job.task, data, others, encode)
+    examination = Examination.of(job.task, data, others, encode)
+    if job.cached is not None:
+        return _from_cache(job, context), examination
+    return Learned.of(encode(job.task, data.train, learning=True).rows), examination
+
+
+def _from_cache(job: _Job, context: Context) -> Learned:
+    assert job.cached is not None
+    context.progress.begin(f"read the cache of {job.name}", None, "shards")
+    return Learned.of_cache(job.cached, job.name, job.task, job.subject.base)
 
 
 def _counted(context: Context) -> Callable[[int], None]:
@@ -247,7 +266,7 @@ def _do_seed(
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],
-    encoded: tuple[Encoded, Examination],
+    encoded: tuple[Learned, Examination],
     context: Context,
 ) -> None:
     """Fine-tune, score and record one seed."""
@@ -263,7 +282,7 @@ def _do_seed(
     checkpoints = Checkpoints(
         folder=artefacts.checkpoints / f"finetune-{fingerprint[:16]}",
         run=fingerprint,
-        cache=data.digests["train"],
+        cache=identity["data"]["train"],
         kept=1,
     )
     file = result_file(subject.results, job.name, seed)
@@ -277,6 +296,7 @@ def _do_seed(
         trained = fine_tune(
             model,
             train.rows,
+            train.lengths,
             name=job.name,
             pad_id=subject.base.pad_id,
             training=job.training,
@@ -285,6 +305,7 @@ def _do_seed(
             settings=job.settings,
             checkpoints=checkpoints,
             context=context,
+            loss=train.loss,
         )
         context.progress.begin(f"score {job.name}, seed {seed}", len(examination), "inputs")
         found = examination.scored(
@@ -304,7 +325,7 @@ def _do_seed(
         if seed in kept:
             with whole_folder(models / str(seed)) as draft:
                 model.save_pretrained(draft)
-                subject.base.tokenizer.save_pretrained(draft)
+                subject.base.save_tokenizer(draft)
         write_json(
             file,
             {
@@ -313,7 +334,7 @@ def _do_seed(
                 "kind": job.task.kind,
                 "seed": seed,
                 **found,
-                "examples": {"train": len(data.train), **examination.examples},
+                "examples": {**(train.counts or {"train": len(data.train)}), **examination.examples},
                 "inputs": len(train.rows),
                 "steps": trained.steps,
                 "loss": trained.loss,

@@ -254,7 +254,7 @@ def encoder_states(
     None. Everything is on `head_device`.
     """
     settings: dict[str, Any] = {"output_hidden_states": list(layers)} if layers else {}
-    if _keeps_keys_and_values(type(model.base_model).forward):
+    if keeps_keys_and_values(type(model.base_model).forward):
         settings["use_cache"] = False
     output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **settings)
     device = head_device(model)
@@ -262,7 +262,7 @@ def encoder_states(
 
 
 @cache
-def _keeps_keys_and_values(forward: Callable[..., Any]) -> bool:
+def keeps_keys_and_values(forward: Callable[..., Any]) -> bool:
     """Whether a model keeps keys and values for generation unless it is told not to."""
     return "use_cache" in inspect.signature(forward).parameters
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
@@ -17,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from stages.config import TaskTraining
 from stages.errors import InputError
 from stages.model_config import ModelShape
 from stages.models import from_files, load_model_config, load_tokenizer, refuse_unfit
@@ -51,6 +56,8 @@ class BaseModel:
     token_types: bool
     """Whether it tells the two texts of an input apart by them."""
     tokenizer: PreTrainedTokenizerBase
+    tokenizer_as_loaded: str
+    """SHA-256 (hex) of its files' content: later it also knows what it was last told to cut."""
 
     @classmethod
     def of(cls, folder: Path, heads: set[Heads]) -> BaseModel:
@@ -89,7 +96,27 @@ class BaseModel:
             pad_id=int(tokenizer.pad_token_id),
             token_types=has_types,
             tokenizer=tokenizer,
+            tokenizer_as_loaded=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         )
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 (hex) of what the tokenizer does to a text, whatever it was last told to cut and to pad."""
+        return tokenizer_digest(self.tokenizer)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Its files, which are the same before it was used and after."""
+        self.tokenizer.save_pretrained(folder)
+        _at_rest(self.tokenizer).save(str(folder / "tokenizer.json"))
+
+    def fitting(self, training: TaskTraining, name: str, message: Callable[[str], None]) -> TaskTraining:
+        """The training of the task `name` with inputs that the model has positions for; `message` is told where they are cut."""
+        if self.positions is None or self.positions >= training.max_tokens:
+            return training
+        message(
+            f"{name}: inputs are cut to {self.positions} tokens, as the model has no more positions (max_tokens is {training.max_tokens})"
+        )
+        return replace(training, max_tokens=self.positions)
 
     def with_head(
         self, head: Heads, labels: tuple[str, ...] | None, *, seed: int, attention: str | None
@@ -127,3 +154,48 @@ class BaseModel:
             )
         model.train()
         return model
+
+
+def load_task_model(
+    folder: Path,
+    head: Heads,
+    labels: tuple[str, ...] | None,
+    *,
+    attention: str,
+    dtype: torch.dtype,
+    device: str,
+    command: str,
+) -> PreTrainedModel:
+    """A fine-tuned model with its head, in eval mode; `labels` are the classes that it is to tell apart, None: a score, or answers.
+
+    Raises `InputError`, naming the `command` that makes it anew, for one that is not whole or was fine-tuned on other classes.
+    """
+    model, missing, mismatched = from_files(
+        _CLASSES[head], _IN_WORDS[head], folder, attn_implementation=attention, dtype=dtype
+    )
+    refuse_unfit(folder, mismatched)
+    if missing:
+        raise InputError(
+            f"the weights in {folder} lack {len(missing)} tensors of {type(model).__name__} ({missing[0]}, ...); expected a "
+            f"fine-tuned {_IN_WORDS[head]}; run: {command}"
+        )
+    found = tuple((model.config.id2label or {}).values())
+    if head == "classification" and found != (labels or ("score",)):
+        raise InputError(
+            f"the model in {folder} was fine-tuned to tell {', '.join(found)}; expected {', '.join(labels or ('score',))}; run: {command}"
+        )
+    torch.nn.Module.to(model, device)  # transformers hides the signature of model.to
+    model.train(False)
+    return model
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 (hex) of what a fast tokenizer does to a text, whatever it was last told to cut and to pad."""
+    return hashlib.sha256(_at_rest(tokenizer).to_str().encode()).hexdigest()
+
+
+def _at_rest(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy

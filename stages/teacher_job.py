@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -24,10 +25,27 @@ from stages.sequences import TokenStore
 from stages.sharing import Place
 from stages.teacher_loading import load_teacher, spread_of
 from stages.teacher_targets import SeenSequences, TargetsComputer, mask_shard
-from storage import SPLITS, CacheDescription, InvalidTargetsError, ShardId, ShardPublisher, ShardTargets, Split
+from storage import SPLITS, CacheDescription, InvalidTargetsError, Layout, ShardId, ShardPublisher, ShardTargets, Split
 
 OF_ONE_SHARD = (ShardError, InvalidTargetsError)
 """Errors that say nothing of the other shards."""
+
+
+Seen_contra = TypeVar("Seen_contra", bound=SeenSequences, contravariant=True)
+
+
+class Computed(Protocol):
+    """What a teacher said about a shard: on its way from the device, perhaps."""
+
+    def targets(self) -> ShardTargets:
+        """The targets, ready to be checked and stored. Waits for the device."""
+
+
+class Computes(Protocol[Seen_contra]):
+    """A teacher, ready to say what is to be cached of sequences. To be used by one thread."""
+
+    def compute(self, seen: Seen_contra, layout: Layout, should_stop: Callable[[], bool]) -> Computed:
+        """All of one shard. Raises `Interrupted` where `should_stop` says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +70,10 @@ class TeacherJob:
             dtype=torch_dtype(self.config.cache.head_dtype),
         )
 
+    def require_inputs(self) -> None:
+        """Raise `InputError` unless what the teacher is to read is that of the description, as it was recorded."""
+        require_tokens(self.description, TokenStore.open(self.artefacts.tokens))
+
     @contextmanager
     def begin(self, place: Place) -> Iterator[_Worker]:
         """The teacher, loaded; its head is put into the cache. What is given publishes a shard, unless it is there already.
@@ -60,9 +82,26 @@ class TeacherJob:
         shard cannot be read or computed, or the teacher gives what must not be stored; `InputError` here and there where the tokens
         or the teacher are not those of the description; `storage.errors.WriteError` where nothing can be written.
         """
-        config = self.config.cache
         tokens = TokenStore.open(self.artefacts.tokens)
-        require_tokens(self.description, tokens)
+        self.require_inputs()
+        publisher = ShardPublisher(self.artefacts.cache_work, self.description)
+        computer, sees = self.load(place, publisher), self.sees(tokens)
+        # All forward passes are done in one thread: each that does one has a pool of `place.threads` of its own.
+        with ThreadPoolExecutor(1, "teacher", torch.set_num_threads, (place.threads,)) as thread:
+            yield _Worker(
+                job=self,
+                place=place,
+                tokens=tokens,
+                tokens_again=TokenStore.open(self.artefacts.tokens),
+                sees=sees,
+                computer=computer,
+                publisher=publisher,
+                thread=thread,
+            )
+
+    def load(self, place: Place, publisher: ShardPublisher) -> Computes[Any]:
+        """The teacher that the description is of; its LM head is put into the cache. Raises as `begin`."""
+        config = self.config.cache
         teacher = load_teacher(
             self.artefacts.teacher,
             objective=self.config.teacher.objective,
@@ -79,21 +118,15 @@ class TeacherJob:
             batch_tokens=config.batch_tokens,
             compiled=config.compile,
         )
-        publisher = ShardPublisher(self.artefacts.cache_work, self.description)
         for name, data in Head.of(teacher).files(torch_dtype(config.head_dtype)).items():
             publisher.add_file(name, data)
-        # All forward passes are done in one thread: each that does one has a pool of `place.threads` of its own.
-        with ThreadPoolExecutor(1, "teacher", torch.set_num_threads, (place.threads,)) as thread:
-            yield _Worker(
-                job=self,
-                place=place,
-                tokens=tokens,
-                tokens_again=TokenStore.open(self.artefacts.tokens),
-                maskers={split: masker_of(self.config, tokens, split) for split in SPLITS},
-                computer=computer,
-                publisher=publisher,
-                thread=thread,
-            )
+        return computer
+
+    def sees(self, tokens: TokenStore) -> Callable[[ShardId], SeenSequences]:
+        """What gives a shard's sequences as the teacher sees them; called by one thread at a time."""
+        maskers: dict[Split, SeesTokens] = {split: masker_of(self.config, tokens, split) for split in SPLITS}
+        seed = self.config.masking.seed
+        return lambda shard: mask_shard(tokens, maskers[shard.split], shard, self.description.span(shard), seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +138,8 @@ class _Worker:
     tokens: TokenStore
     tokens_again: TokenStore
     """The same, with buffers of its own: what the targets are compared with was read from the disk once more."""
-    maskers: dict[Split, SeesTokens]
-    computer: TargetsComputer
+    sees: Callable[[ShardId], SeenSequences]
+    computer: Computes[Any]
     publisher: ShardPublisher
     thread: ThreadPoolExecutor
     reading: Lock = field(default_factory=Lock)
@@ -114,16 +147,16 @@ class _Worker:
     def __call__(self, shard: ShardId) -> None:
         if self.publisher.find(shard) is not None:  # done by a process that was lost before it could say so
             return
-        description, seed = self.job.description, self.job.config.masking.seed
+        description = self.job.description
         with self._reading(shard):
-            seen = mask_shard(self.tokens, self.maskers[shard.split], shard, description.span(shard), seed=seed)
+            seen = self.sees(shard)
         targets = self._compute(shard, seen)
         with self._reading(shard):
             read = self.tokens_again.split(shard.split).read(*description.span(shard))
         targets.check_against(description, shard, *read)
         rows = targets.row_token
         masked = (seen.masked if rows is None else seen.masked[rows]) == 1
-        figures = shard_figures(targets, masked, description.temperatures)
+        figures = shard_figures(targets, masked, description.temperatures) if description.task is None else {}
         self.publisher.publish(shard, targets, computed_with(self.job.config, self.place), figures)
 
     def _compute(self, shard: ShardId, seen: SeenSequences) -> ShardTargets:
@@ -144,7 +177,7 @@ class _Worker:
                 failed = None
             except (InputError, IndexError) as error:
                 failed = error
-            require_tokens(self.job.description, TokenStore.open(self.job.artefacts.tokens))
+            self.job.require_inputs()
         if failed is not None:
             raise ShardError(f"shard {shard} cannot be read: {failed}") from failed
 

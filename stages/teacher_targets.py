@@ -7,7 +7,7 @@ looks at the attention mask of a padded batch before it chooses a kernel; batche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from stages.quantise import CODED, as_stored, encode_vectors
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
 from stages.sharing import never
+from stages.teacher_batches import Batch, Columns, batches, padded, sent
 from stages.teacher_vectors import TeacherVectors
 from storage import Layout, ShardId, ShardTargets
 
@@ -77,48 +78,6 @@ def mask_shard(
         start=start,
         uniforms=ShardUniforms(seed, shard.split, shard.variant),
     )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences that the teacher sees together."""
-
-    sequences: npt.NDArray[np.int64]
-    """Local indices, the longest first."""
-    lengths: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int64]
-    """Index within the shard of every token, one sequence after the other."""
-    places: npt.NDArray[np.int64]
-    """Where each of these tokens stands in the padded batch, flattened."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Sequences and tokens of the padded batch."""
-        return len(self.lengths), int(self.lengths[0])
-
-    @property
-    def is_padded(self) -> bool:
-        return int(self.lengths[-1]) < int(self.lengths[0])
-
-
-def batches(offsets: npt.NDArray[np.integer[Any]], batch_tokens: int) -> Iterator[Batch]:
-    """The sequences between `offsets` (S + 1,), the longest first, in batches of at most `batch_tokens` when padded."""
-    starts = offsets.astype(np.int64)
-    lengths = np.diff(starts)
-    order = np.argsort(-lengths, kind="stable")
-    begin = 0
-    while begin < len(order):
-        longest = int(lengths[order[begin]])
-        sequences = order[begin : begin + max(1, batch_tokens // longest)]
-        begin += len(sequences)
-        position = np.arange(longest)
-        real = position < lengths[sequences, None]
-        yield Batch(
-            sequences=sequences,
-            lengths=lengths[sequences],
-            tokens=(starts[sequences, None] + position)[real],
-            places=np.flatnonzero(real),
-        )
 
 
 @dataclass(frozen=True)
@@ -188,7 +147,7 @@ class TargetsComputer:
         of_token = np.arange(len(seen.original_ids)) if row_token is None else row_token.astype(np.int64)
         row_of_token = np.full(len(seen.original_ids), -1, np.int64)
         row_of_token[of_token] = np.arange(len(of_token))
-        columns = _Columns(len(of_token))
+        columns = Columns(len(of_token))
         with TeacherVectors(self._teacher, layout) as teacher:
             for batch in batches(seen.offsets, self._batch_tokens):
                 if should_stop():
@@ -207,15 +166,7 @@ class TargetsComputer:
         return Computed(seen, layout, row_token, *columns.in_memory())
 
     def _padded(self, input_ids: npt.NDArray[np.integer[Any]], batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Ids and attention mask of a batch, i8 (sequences, tokens), where the teacher reads them."""
-        padded = np.full(batch.shape, self._pad_id, np.int64)
-        padded.flat[batch.places] = input_ids[batch.tokens]
-        mask = None  # without padding, attention has its fastest kernels
-        if batch.is_padded:
-            real = np.zeros(batch.shape, np.int64)
-            real.flat[batch.places] = 1
-            mask = self._sent(real, self._input_device)
-        return self._sent(padded, self._input_device), mask
+        return padded(input_ids, batch, pad_id=self._pad_id, device=self._input_device)
 
     def _uniforms(self, seen: SeenSequences, batch: Batch, draws: int) -> npt.NDArray[np.float64] | None:
         """f8 (tokens of the batch, draws), in the order of its `tokens`; None without draws."""
@@ -228,40 +179,8 @@ class TargetsComputer:
             ]
         )
 
-    def _sent(self, array: npt.NDArray[Any], device: torch.device | None = None) -> Tensor:
-        """The array on a device, else on the head's. A GPU fetches it from pinned memory in its turn: nobody waits."""
-        tensor, device = torch.from_numpy(array), device or self._device
-        return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
-
-
-class _Columns:
-    """Results of all rows by name, on the teacher's device, filled batch by batch."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._columns: dict[str, Tensor] = {}
-
-    def put(self, rows: Tensor, found: dict[str, Tensor]) -> None:
-        """Results (r, ...) of the given rows, i8 (r,)."""
-        for name, part in found.items():
-            if name not in self._columns:
-                # A row that nobody fills must not pass for one: NaN is refused before a shard is stored.
-                empty = float("nan") if part.is_floating_point() else 0
-                self._columns[name] = part.new_full((self._rows, *part.shape[1:]), empty)
-            self._columns[name].index_copy_(0, rows, part)
-
-    def in_memory(self) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """The columns in the processor's memory, and what to wait for before they are read."""
-        device = next(iter(self._columns.values())).device
-        if device.type == "cpu":
-            return self._columns, None
-        pinned = {
-            name: torch.empty(column.shape, dtype=column.dtype, pin_memory=True).copy_(column, non_blocking=True)
-            for name, column in self._columns.items()
-        }
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        copied.record(torch.cuda.current_stream(device))
-        return pinned, copied
+    def _sent(self, array: npt.NDArray[Any]) -> Tensor:
+        return sent(array, self._device)
 
 
 def _kept_logits(columns: dict[str, Array]) -> dict[str, Array | None]:

@@ -99,6 +99,11 @@ def compare_with_teacher(
     made with, `CorruptError` where a shard cannot be read.
     """
     description = reader.description
+    if description.task is not None:
+        raise InputError(
+            f"{reader.folder} is the cache of the task {description.task['name']}, whose teacher has no language-model head to compare "
+            "with; leave --against-teacher out, or run `pipeline cache repair` of it where that teacher is"
+        )
     folder = context.artefacts.teacher
     require_model(folder, "the teacher of the cache", "dvc pull models/teacher")
     found, expected = weights_digest(folder), description.content.get("teacher")

@@ -19,7 +19,7 @@ from stages.config.corpus import (
     TrainTokenizerConfig,
 )
 from stages.config.ensemble import check_ensemble, check_ensemble_widths, check_teachers
-from stages.config.finetune import FinetuneConfig, TaskConfig, TaskTraining
+from stages.config.finetune import DistillationConfig, FinetuneConfig, TaskConfig, TaskTraining
 from stages.config.layers import RelationsConfig, check_inner_shapes
 from stages.config.models import AdaptTeacherConfig, StudentConfig, TeacherConfig, TeacherTraining, TrainTeacherConfig
 from stages.config.presets import PRESETS
@@ -39,6 +39,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "CorpusConfig",
+    "DistillationConfig",
     "DocstringsConfig",
     "EvaluateConfig",
     "FilesConfig",
@@ -275,7 +276,7 @@ def cache_spec(config: Config) -> dict[str, Any]:
         return plain
 
     cache = to_plain(config.cache)
-    for name in ("batch_tokens", "compile", "preset", *RUNGS):
+    for name in ("batch_tokens", "compile", "targets", "preset", *RUNGS):
         cache.pop(name, None)
     # Only what is not as the format has it anyway: a key that joins later leaves the identity of older caches as it is.
     default = {field.name: field.default for field in fields(Layout)}

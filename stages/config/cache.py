@@ -60,6 +60,9 @@ class CacheConfig:
     """Attention kernel of the teacher."""
     batch_tokens: int
     """Tokens per teacher batch. Not part of the cache's identity."""
+    targets: Literal["language_model", "task"] = joined("language_model")
+    """Of which teacher `pipeline cache-teacher` makes caches where no --task is named: of the language model, or of those that
+    were fine-tuned on the tasks of `finetune`. Not part of an identity: each cache has a place of its own."""
     compile: bool = joined(False)
     """Run the teacher through torch.compile; not part of the identity either."""
     hidden: HiddenName | None = None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from stages.config.base import build, joined, merged, require, require_seed, suggest, to_plain
 from stages.errors import ConfigError
 
 TaskKind = Literal["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI", "IMDb", "SQuAD"]
 """The nine tasks of GLUE, IMDb and SQuAD v1.1."""
+
+T = TypeVar("T")
 
 TASK_KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
 
@@ -75,6 +77,44 @@ class TaskTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationWeights:
+    """What each loss counts for in a task distillation."""
+
+    kd: float = 0.5
+    """The student's answers beside the fine-tuned teacher's."""
+    task: float = 0.5
+    """The task's own loss, on the examples that have a label."""
+    hidden: float = 0.0
+    """1 - cos of the last hidden states; they have to be in the cache (`cache.hidden`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("kd", "task", "hidden"):
+            value = getattr(self, name)
+            require(value >= 0, f"finetune.distillation.weights.{name}", value, "0 or more")
+        require(
+            self.kd + self.task + self.hidden > 0,
+            "finetune.distillation.weights",
+            to_plain(self),
+            "at least one above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """`pipeline finetune --distil`: how a student learns from the fine-tuned teacher's cached answers.
+
+    The values are those of DistilBERT's run_squad_w_distillation (Sanh et al. 2019).
+    """
+
+    temperature: float = 2.0
+    """Of both distributions; scores have none."""
+    weights: DistillationWeights = DistillationWeights()
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "finetune.distillation.temperature", self.temperature, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """One task. What is left out is as the task's official layout and `finetune.training` have it."""
 
@@ -98,9 +138,14 @@ class TaskConfig:
     """Other tasks with as many classes, in `tasks` or called as one of the kinds: their evaluation examples are answered too, untrained."""
     training: dict[str, Any] | None = None
     """What differs from `finetune.training`."""
+    distillation: dict[str, Any] | None = joined(None)  # noqa: RUF009  None
+    """What differs from `finetune.distillation`."""
+    unlabelled: tuple[str, ...] | None = joined(None)
+    """Files of further texts without labels, for the task's cache (Bucila et al. 2006): the teacher's answers are their labels. In
+    the task's folder, or, with `finetune.source: hub`, relative to the project; null: none."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "evaluation"):
+        for name in ("train", "evaluation", "unlabelled"):
             require(getattr(self, name) != (), f"finetune.tasks.*.{name}", [], "null or at least one file")
         for name in ("train_examples", "evaluation_examples"):
             value = getattr(self, name)
@@ -137,6 +182,8 @@ class FinetuneConfig:
     """Each task is done once per seed, which draws the new head, the order of the examples and the dropout."""
     training: TaskTraining
     tasks: dict[str, TaskConfig]
+    distillation: DistillationConfig | None = joined(None)  # noqa: RUF009  None
+    """For `--distil`; null: the values of DistilBERT's script."""
     hub: FinetuneHubConfig | None = None
     folder: str | None = None
     """For `source: files`: where each task has a folder of its own."""
@@ -174,6 +221,7 @@ class FinetuneConfig:
             )
             self.kind_of(name)
             self.training_of(name)
+            self.distillation_of(name)
             for asked in (name, *self.zero_shot_of(name)):
                 if self.source == "files":
                     self.folder_of(asked)
@@ -205,9 +253,17 @@ class FinetuneConfig:
 
     def training_of(self, name: str) -> TaskTraining:
         """`training` with the changes of the task. Raises `ConfigError` naming the task."""
-        changes = self.tasks[name].training or {}
+        return self._of_task(name, "training", self.training)
+
+    def distillation_of(self, name: str) -> DistillationConfig:
+        """`distillation` with the changes of the task. Raises `ConfigError` naming the task."""
+        return self._of_task(name, "distillation", self.distillation or DistillationConfig())
+
+    def _of_task(self, name: str, section: str, base: T) -> T:
+        """`base` with what the task's own `section` says."""
+        changes = getattr(self.tasks[name], section) or {}
         try:
-            return build(TaskTraining, merged(to_plain(self.training), changes), f"finetune.tasks.{name}.training")
+            return build(type(base), merged(to_plain(base), changes), f"finetune.tasks.{name}.{section}")
         except ConfigError as error:
             found = str(error)
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from stages.config import TaskTraining
 from stages.randomness import permutation
 from stages.tasks.task import Row
 
+CLASS_LOGITS, TOKEN_LOGITS, HIDDEN, LABELLED = "class_logits", "token_logits", "teacher_hidden", "labelled"
+"""What a row of a task's cache has beside what is encoded from the data (`stages.finetuning.cached`)."""
 SORTED_BATCHES = 50
 """So many batches are filled from as many random examples, which are sorted by length first."""
 
@@ -49,15 +52,19 @@ class Padded:
     pad_id: int
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and, where the rows have them, `token_type_ids` i8 (S, L); what is to be learned (S,)."""
+        """`input_ids`, `attention_mask` and, where the rows have them, `token_type_ids` i8 (S, L); what is to be learned (S,).
+
+        Of cached rows also the teacher's answers f4: `class_logits` (S, C), `token_logits` (S, L, 2), `teacher_hidden` (S, L, H).
+        """
         lengths = np.array([len(row["input_ids"]) for row in rows])
         real = np.arange(lengths.max()) < lengths[:, None]
-        batch = {"attention_mask": real.astype(np.int64)}
+        batch: dict[str, npt.NDArray[Any]] = {"attention_mask": real.astype(np.int64)}
         for name, first in rows[0].items():
             values = [row[name] for row in rows]
-            if first.ndim == 0:
+            if first.ndim == 0 or name == CLASS_LOGITS:
                 batch[name] = np.stack(values)
                 continue
-            batch[name] = np.full(real.shape, self.pad_id if name == "input_ids" else 0, np.int64)
+            kind = np.float32 if first.dtype.kind == "f" else np.int64
+            batch[name] = np.full((*real.shape, *first.shape[1:]), self.pad_id if name == "input_ids" else 0, kind)
             batch[name][real] = np.concatenate(values)
         return {name: torch.from_numpy(array) for name, array in batch.items()}

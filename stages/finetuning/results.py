@@ -53,7 +53,7 @@ def other_results(folder: Path, task: str, identity: Mapping[str, Any]) -> dict[
     expected = {name: value for name, value in identity.items() if name != "seed"}
     differences = {}
     for file in sorted((folder / task).glob("*.json")):
-        found = {name: value for name, value in _read(file)["identity"].items() if name in expected}
+        found = {name: value for name, value in _read(file)["identity"].items() if name in {*expected, "distillation"}}
         if differing := differing_fields(expected, found, found_in="in that result"):
             differences[file] = differing
     return differences

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+Loss = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+"""The mean loss of a batch, given the model and the batch on its device."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a training was."""
@@ -44,6 +48,7 @@ class Trained:
 def fine_tune(
     model: PreTrainedModel,
     rows: Sequence[Row],
+    lengths: npt.NDArray[np.int64],
     *,
     name: str,
     pad_id: int,
@@ -53,12 +58,14 @@ def fine_tune(
     settings: FinetuneConfig,
     checkpoints: Checkpoints,
     context: Context,
+    loss: Loss | None = None,
 ) -> Trained:
-    """Train `model` in place on the rows, from its newest checkpoint where there is one. The loss is the model's own.
+    """Train `model` in place on the rows of `lengths` (rows,), from its newest checkpoint where there is one.
+
+    `loss` None: the model's own.
 
     Raises `Interrupted` after a checkpoint when asked to stop, and `StageError` where the loss is no longer finite.
     """
-    lengths = np.array([len(row["input_ids"]) for row in rows])
     batches = training_batches(lengths, training, seed)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     resumed = checkpoints.newest(context.progress.message)
@@ -99,6 +106,7 @@ def fine_tune(
         checkpoints=checkpoints,
         resumed=resumed,
         context=context,
+        loss=loss,
     )
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed.folder))
     nn.Module.to(model, context.device)
@@ -124,12 +132,13 @@ class FinetuningTrainer(Trainer):
         checkpoints: Checkpoints,
         resumed: Checkpoint | None,
         context: Context,
+        loss: Loss | None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=[ReportProgress(context, _refuse_not_finite)])
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False  # the loss is the mean over the batch
         self._rows, self._batches, self._collate = rows, batches, collate
-        self._checkpoints = checkpoints
+        self._checkpoints, self._loss = checkpoints, loss
         self._began = time.monotonic() - (0.0 if resumed is None else resumed.log.seconds)
 
     @property
@@ -147,6 +156,12 @@ class FinetuningTrainer(Trainer):
             # Its own generator: a loader draws from torch's global one when it starts, which would shift dropout on a resume.
             generator=torch.Generator(),
         )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *further: Any, **settings: Any) -> Any:
+        """The model's own loss, or the one that was given."""
+        if self._loss is None:
+            return super().compute_loss(model, inputs, *further, **settings)
+        return self._loss(model, inputs)
 
     def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in inputs.items()}

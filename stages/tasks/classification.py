@@ -12,11 +12,15 @@ import numpy as np
 from stages.config.finetune import TaskKind, TaskTraining
 from stages.errors import InputError
 from stages.tasks.metrics import METRICS, Metric
-from stages.tasks.reading import TABLES, read_glue_tsv, read_table
+from stages.tasks.reading import TABLES, read_glue_tsv, read_lines, read_table
 from stages.tasks.task import ENCODED_AT_ONCE, Encoded, Heads, Layout, Outputs, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_NO_LABEL = 0
+"""Of an example that has none: nobody reads it."""
 
 
 class LabelledText(NamedTuple):
@@ -67,19 +71,29 @@ class Classification:
         return self.metrics
 
     def read(self, path: Path, message: Callable[[str], None]) -> list[LabelledText]:
+        return self._read(path, message, labelled=True)
+
+    def read_unlabelled(self, path: Path, message: Callable[[str], None]) -> list[LabelledText]:
+        if path.suffix == ".txt" and len(self.texts) == 1:
+            return [LabelledText((line,), _NO_LABEL) for line in read_lines(path)]
+        return self._read(path, message, labelled=False)
+
+    def _read(self, path: Path, message: Callable[[str], None], *, labelled: bool) -> list[LabelledText]:
         if path.suffix not in TABLES:
             raise InputError(f"{path} is no table that {self.kind} can be read from; expected {', '.join(TABLES)}")
         if path.suffix == ".tsv" and self.tsv is not None:
-            texts, label = self.tsv.texts, self.tsv.label
+            texts, label = self.tsv.texts, self.tsv.label if labelled else None
             rows: Iterable[Mapping[str, Any]] = read_glue_tsv(
                 path,
-                (*texts, label),
+                texts if label is None else (*texts, label),
                 header=self.tsv.header,
                 skip_short=self.tsv.skip_short,
                 message=message,
             )
             return self._examples(rows, texts, label, str(path))
-        return self.from_rows(read_table(path, (*self.texts, "label")), str(path))
+        label = "label" if labelled else None
+        rows = read_table(path, self.texts if label is None else (*self.texts, label))
+        return self._examples(rows, self.texts, label, str(path))
 
     def from_rows(self, rows: Iterable[Mapping[str, Any]], where: str) -> list[LabelledText]:
         return self._examples(rows, self.texts, "label", where)
@@ -128,18 +142,23 @@ class Classification:
         return figures
 
     def _examples(
-        self, rows: Iterable[Mapping[str, Any]], texts: Sequence[str], label: str, where: str
+        self, rows: Iterable[Mapping[str, Any]], texts: Sequence[str], label: str | None, where: str
     ) -> list[LabelledText]:
+        """From rows with these columns; `label` None: they are to have no label."""
+        columns = texts if label is None else (*texts, label)
         examples = []
         for number, row in enumerate(rows, start=1):
             try:
                 given = tuple(str(row[column]) for column in texts)
-                value = row[label]
+                value = None if label is None else row[label]
             except KeyError as error:
                 raise InputError(
-                    f"{where} has no column {error}; expected {', '.join((*texts, label))}; found {', '.join(map(str, row))}"
+                    f"{where} has no column {error}; expected {', '.join(columns)}; found {', '.join(map(str, row))}"
                 ) from None
-            examples.append(LabelledText(given, self._label(value, f"{where}, example {number}")))
+            known = label is not None
+            examples.append(
+                LabelledText(given, self._label(value, f"{where}, example {number}") if known else _NO_LABEL)
+            )
         return examples
 
     def _label(self, value: object, where: str) -> int | float:

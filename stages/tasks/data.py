@@ -95,6 +95,24 @@ def read_evaluation(
     return evaluation
 
 
+def read_unlabelled(
+    config: FinetuneConfig, name: str, task: Task[E], project: Path, message: Callable[[str], None]
+) -> list[E]:
+    """The examples without labels in the files that `unlabelled` names, in this order. Raises `InputError`."""
+    folder = project / config.folder_of(name) if config.source == "files" else project
+    examples: list[E] = []
+    for file in config.tasks[name].unlabelled or ():
+        if not (folder / file).exists():
+            raise InputError(f"{folder / file} is not there; expected what finetune.tasks.{name}.unlabelled names")
+        found = task.read_unlabelled(folder / file, message)
+        if not found:
+            raise InputError(
+                f"{folder / file} has no examples; expected at least one (finetune.tasks.{name}.unlabelled)"
+            )
+        examples += found
+    return examples
+
+
 def hold_out(examples: Sequence[E], unit: Callable[[E], str], *shares: float) -> list[list[E]]:
     """The examples that are left, and for each share at least that part of all examples, drawn; those of one unit stay together."""
     units: dict[str, list[int]] = {}

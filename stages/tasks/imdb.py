@@ -25,13 +25,24 @@ class Imdb(Classification):
             files = sorted((path / label).glob("*.txt"))
             if not files:
                 raise InputError(f"{path / label} has no .txt files; expected the reviews of aclImdb in neg/ and pos/")
-            for file in files:
-                try:
-                    text = file.read_text(encoding="utf-8")
-                except (OSError, UnicodeDecodeError) as error:
-                    raise InputError(f"{file} cannot be read as text in UTF-8: {error}") from error
-                examples.append(LabelledText((text,), number))
+            examples += [LabelledText((_text(file),), number) for file in files]
         return examples
+
+    def read_unlabelled(self, path: Path, message: Callable[[str], None]) -> list[LabelledText]:
+        """Also a folder of reviews, such as aclImdb's `train/unsup`."""
+        if not path.is_dir():
+            return super().read_unlabelled(path, message)
+        files = sorted(path.glob("*.txt"))
+        if not files:
+            raise InputError(f"{path} has no .txt files; expected one for each review, as in aclImdb's train/unsup")
+        return [LabelledText((_text(file),), 0) for file in files]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as text in UTF-8: {error}") from error
 
 
 IMDB = Imdb(

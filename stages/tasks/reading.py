@@ -66,6 +66,12 @@ def read_glue_tsv(
         message(f"{path.name}: left out {skipped:,} rows that have too few columns")
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, but for empty ones. Raises `InputError`."""
+    with _opened(path) as lines:
+        return [text for line in lines if (text := line.strip())]
+
+
 def hub_rows(name: str, configuration: str, split: str, revision: str, key: str) -> Any:
     """A split of a dataset of the hub at a pinned revision, downloaded once into the cache of the `datasets` library.
 

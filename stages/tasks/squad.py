@@ -72,6 +72,16 @@ class Squad:
             raise InputError(f"{path} is nothing that SQuAD can be read from; expected SQuAD's .json, or .parquet")
         return self.from_rows(read_table(path, COLUMNS), str(path))
 
+    def read_unlabelled(self, path: Path, message: Callable[[str], None]) -> list[Question]:
+        """Questions on contexts, in the same layouts; titles, ids and answers are not looked at."""
+        del message
+        if path.suffix == ".json":
+            return _official(path, labelled=False)
+        if path.suffix != ".parquet":
+            raise InputError(f"{path} is nothing that SQuAD can be read from; expected SQuAD's .json, or .parquet")
+        rows = read_table(path, ("context", "question"))
+        return [Question("", "", row["context"], row["question"], ()) for row in rows]
+
     def from_rows(self, rows: Iterable[Mapping[str, Any]], where: str) -> list[Question]:
         questions = []
         for row in rows:
@@ -218,17 +228,20 @@ def _cut(questions: list[str], tokenizer: PreTrainedTokenizerBase, longest: int)
     ]
 
 
-def _official(path: Path) -> list[Question]:
-    """The questions of SQuAD's own JSON."""
+def _official(path: Path, *, labelled: bool = True) -> list[Question]:
+    """The questions of SQuAD's own JSON; unless `labelled`, texts alone."""
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         questions = [
             Question(
-                id=question["id"],
-                title=article["title"],
+                id=question["id"] if labelled else "",
+                title=article["title"] if labelled else "",
                 context=paragraph["context"],
                 question=question["question"],
-                answers=tuple(Answer(answer["text"], answer["answer_start"]) for answer in question["answers"]),
+                answers=tuple(
+                    Answer(answer["text"], answer["answer_start"])
+                    for answer in (question["answers"] if labelled else ())
+                ),
             )
             for article in articles
             for paragraph in article["paragraphs"]
@@ -240,7 +253,7 @@ def _official(path: Path) -> list[Question]:
         raise InputError(
             f"{path} is not SQuAD's JSON ({type(error).__name__}: {error}); expected data, paragraphs, qas and answers as in v1.1"
         ) from error
-    return [_checked(question, str(path)) for question in questions]
+    return [_checked(question, str(path)) for question in questions] if labelled else questions
 
 
 def _checked(question: Question, where: str) -> Question:

@@ -84,6 +84,12 @@ class Task(Protocol[E]):
         Raises `InputError` naming file and row for what is not as the layout has it.
         """
 
+    def read_unlabelled(self, path: Path, message: Callable[[str], None]) -> list[E]:
+        """The same without labels or answers: columns of them are not looked at, and need not be there.
+
+        Where an example is one text, also a text file with one a line. The examples are for `encode` without `learning`.
+        """
+
     def from_rows(self, rows: Iterable[Mapping[str, Any]], where: str) -> list[E]:
         """The examples in rows with the columns of the dataset on the hub; `where` is what an error calls it."""
 

@@ -23,44 +23,19 @@ from stages.models import load_tokenizer
 from storage import LockedError
 from storage.locking import lock
 from tests.stages.real_data import DATA
-from tests.stages.tasks.files import squad_json, write_files, write_glue
+from tests.stages.tasks.files import write_files, write_glue
 from tests.stages.tiny_models import tiny_bert, tiny_model
+from tests.stages.tiny_tasks import (
+    DOES,
+    WHO,
+    Counts,
+    assert_same_tensors,
+    finetuning,
+    kept_weights,
+    stopping_after,
+    write_tasks,
+)
 from tests.stages.tiny_tokenizers import trained_byte_level
-
-WHO, DOES = ("the teacher", "a student"), ("reads", "stores", "copies", "forgets")
-TRAINING = {
-    "epochs": 2,
-    "learning_rate": 3e-3,
-    "batch_size": 4,
-    "max_tokens": 16,
-    "warmup_fraction": 0.1,
-    "weight_decay": 0.01,
-}
-
-
-def finetuning(tasks, **changes):
-    return {
-        "source": "files",
-        "folder": "tasks",
-        "seeds": [0],
-        "training": {**TRAINING, "overlap_tokens": 2},
-        "tasks": tasks,
-        "checkpoint_steps": 3,
-        "log_steps": 2,
-        **changes,
-    }
-
-
-def write_tasks(folder):
-    """SST-2: whether it is the teacher who does something. STS-B: how often it is in two sentences. SQuAD: who does it."""
-    sentences = [f"{who} {does} a shard" for who in WHO for does in DOES]
-    rows = "".join(f"{text}\t{int(text.startswith(WHO[0]))}\n" for text in sentences)
-    write_files(folder / "SST-2", dict.fromkeys(("train.tsv", "dev.tsv"), f"sentence\tlabel\n{rows}"))
-    some = sentences[::3]
-    pairs = "".join(f"{one}\t{other}\t{(one + other).count('teacher')}.0\n" for one in some for other in some)
-    write_files(folder / "STS-B", dict.fromkeys(("train.tsv", "dev.tsv"), f"sentence1\tsentence2\tscore\n{pairs}"))
-    articles = {who: [(f"{who} {does} a letter", [("who", [who.split()[1]])]) for does in DOES] for who in WHO}
-    write_files(folder / "SQuAD", dict.fromkeys(("train-v1.1.json", "dev-v1.1.json"), squad_json(articles)))
 
 
 @pytest.fixture
@@ -97,34 +72,6 @@ def project(make_project):
 
     made.finetune, made.result = run, result
     return made
-
-
-class Counts(Silent):
-    """Counts steps of trainings and batches of scoring, and notes what is begun."""
-
-    def __init__(self):
-        self.begun, self.done = [], 0
-
-    def begin(self, task, total, unit, done=0):  # noqa: ARG002
-        self.begun.append((task, total, done))
-
-    def advance(self, amount=1, **figures):  # noqa: ARG002
-        self.done += bool(amount) and not self.begun[-1][0].startswith("tokenize")
-
-
-def stopping_after(project, steps):
-    """A context that asks to stop after so many steps in all."""
-    counts = Counts()
-    return replace(project.context, progress=counts, should_stop=lambda: counts.done >= steps)
-
-
-def kept_weights(project, model, task, seed=0):
-    return load_file(project.artefacts.finetuned(model, task) / str(seed) / "model.safetensors")
-
-
-def assert_same_tensors(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_teacher_and_student_learn_all_kinds_of_tasks_and_stand_side_by_side(project):
@@ -171,6 +118,14 @@ def test_a_finished_seed_is_not_run_again_and_a_new_one_joins_it(project):
     assert file.stat().st_mtime_ns == before
     assert "SST-2: 1 of 2 seeds are done" in project.said
     assert project.result("student", "SST-2", 1)["loss"] != project.result("student", "SST-2", 0)["loss"]
+
+
+def test_what_several_tasks_have_is_known_again_whichever_was_tokenized_before(project):
+    project.set(finetune=finetuning({"SST-2": {}, "STS-B": {}}))
+    project.finetune()
+    project.finetune()
+    assert "STS-B: 1 of 1 seeds are done" in project.said
+    project.finetune("STS-B", "SST-2")
 
 
 def test_a_training_that_was_stopped_or_killed_comes_out_as_an_uninterrupted_one(project):

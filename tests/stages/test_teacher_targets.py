@@ -8,7 +8,8 @@ from stages.draws import ShardUniforms
 from stages.errors import Interrupted
 from stages.heads import Head
 from stages.row_targets import RowTargets
-from stages.teacher_targets import SeenSequences, TargetsComputer, batches
+from stages.teacher_batches import batches
+from stages.teacher_targets import SeenSequences, TargetsComputer
 from storage import Layout
 from storage.codecs import decode_logits, decode_vectors, encode_vectors
 from tests.stages.tiny_models import tiny_bert
