@@ -116,7 +116,7 @@ class CachedRows(Sequence[Row]):
         self._layout = description.splits["train"].layout
         self._labels: type[np.generic] = np.float32 if description.task["labels"] is None else np.int64
         shards, wanted = reader.shards("train"), frozenset[Target]({"hidden"} if hidden else ())
-        self._parts = []
+        self._parts: list[ShardArrays] = []
         for shard in shards:
             self._parts.append(reader.load(shard, targets=wanted))
             read()
