@@ -8,11 +8,13 @@ beside this package in a checkout and where it is installed; `default` is made o
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import yaml
 
 from pipeline.summary import print_descriptions
 from stages.config import ConfigError, suggest
@@ -51,7 +53,8 @@ class Recipe:
     @property
     def is_large(self) -> bool:
         """Whether its corpus is one of the hub's, whose cache has terabytes: its cost is looked at first."""
-        return "source: hub" in self.files["params.yaml"].read_text(encoding="utf-8")
+        params = yaml.safe_load(self.files["params.yaml"].read_text(encoding="utf-8"))
+        return bool(params["corpus"]["source"] == "hub")
 
     @property
     def described_in(self) -> str:
@@ -97,6 +100,10 @@ def initialise(name: str, folder: Path) -> None:
         f"wrote {', '.join(FILES)} of the recipe {name}; what it needs stands at the top of {recipe.described_in}"
     )
     click.echo("next: " + "; ".join(_next_commands(recipe, folder)))
+    if shutil.which("dvc") is None:
+        click.echo(
+            "there is no dvc here: `pip install dvc`, or run the commands one by one, in the order of `pipeline --help`"
+        )
 
 
 def _require_empty(folder: Path) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from stages.errors import ConfigError
 from stages.randomness import permutation
+from storage import CacheDescription
 
 RESIDENT_SHARDS = 4
 """Shards whose sequences are shuffled among each other."""
@@ -32,6 +33,12 @@ class BatchPlan:
     """Sequences per optimizer step, over all processes."""
     seed: int
     variants: int
+
+    @classmethod
+    def of(cls, description: CacheDescription, *, batch_size: int, seed: int) -> BatchPlan:
+        """The plan over the training sequences of a cache."""
+        split = description.splits["train"]
+        return cls(tuple(count for _, count in split.shards), batch_size, seed, split.variants)
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch < 1:

@@ -38,7 +38,7 @@ SUMS = (
 
 
 def held_out_figures(
-    student: PreTrainedModel, reader: CacheReader, split: Split, *, batch_size: int, context: Context
+    student: PreTrainedModel, reader: CacheReader, split: Split, *, batch_size: int, context: Context | None = None
 ) -> dict[str, float]:
     """Means over the split's cached positions, all of them or the masked ones.
 
@@ -47,7 +47,13 @@ def held_out_figures(
     `masked_accuracy` the share of correct ids on masked tokens; `hidden_cosine` the mean cosine of last hidden states,
     where both have one size. Of a causal teacher `clm_loss` and `next_accuracy` are those of the token that follows, and there
     is no `*_masked`.
+
+    `context` has the device and the progress display, and may stop it; None: on the student's device, without a word.
     """
+    if context is None:
+        device = str(student.device)
+        sums = held_out_sums(student, reader, split, batch_size=batch_size, device=device, done=lambda _: None)
+        return means(sums.tolist(), reader.description.objective)
     context.progress.begin(f"evaluate on {split}", reader.description.splits[split].sequences, "sequences")
 
     def done(sequences: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from storage.arrays import Target
+from storage.cached_sequences import CachedSequences, Column
 from storage.codecs import (
     decode_logits,
     decode_vectors,
@@ -55,6 +56,8 @@ __all__ = [
     "CacheError",
     "CacheReader",
     "CacheWork",
+    "CachedSequences",
+    "Column",
     "CorruptError",
     "DrawFromName",
     "FormatError",

@@ -43,9 +43,9 @@ class CacheReader:
     engine: Engine = "own"
     """What decodes the arrays. A default, as a reader at a remote root is not opened by the `__init__` below."""
 
-    def __init__(self, folder: Path, *, engine: Engine = "own") -> None:
-        self.folder, self.engine = folder, engine
-        self.description, self._manifest = read_identity(folder)
+    def __init__(self, folder: str | Path, *, engine: Engine = "own") -> None:
+        self.folder, self.engine = Path(folder), engine
+        self.description, self._manifest = read_identity(self.folder)
         self.root_digest: str = self._manifest.root_digest
         in_shards = {name: record for name, record in self._manifest.files.items() if name.startswith("shards/")}
         beside = {
@@ -53,8 +53,8 @@ class CacheReader:
             for name, record in self._manifest.files.items()
             if name not in in_shards and not name.startswith("manifest/")
         }
-        _refuse_damage(folder, self._manifest.files, digest=False)
-        _refuse_damage(folder, beside, digest=True)
+        _refuse_damage(self.folder, self._manifest.files, digest=False)
+        _refuse_damage(self.folder, beside, digest=True)
         self._shard_manifests: dict[ShardId, ShardManifest] = {}
 
     @property

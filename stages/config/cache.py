@@ -34,8 +34,11 @@ class CachedSequences:
     """How many sequences of each split the teacher sees: the first ones by id. null: all."""
 
     train: int | None = None
+    """Of the train split."""
     validation: int | None = None
+    """Of the validation split."""
     test: int | None = None
+    """Of the test split."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -48,7 +51,9 @@ class CacheConfig:
     """Stage `cache-teacher`: what is kept of the teacher, how it is coded, and how the teacher is run."""
 
     preset: Literal["lossless", "exact", "balanced", "small"]
+    """What is kept and how it is coded, where the keys below do not say otherwise; validation and test are `exact`, or `lossless`."""
     positions: PositionsName
+    """Which tokens of the train split have a row: every one, the masked ones, or those and a share of the others."""
     temperatures: tuple[float, ...]
     """Softmax temperatures that top-k targets can be used at; 1 is always added."""
     shard_tokens: int
@@ -83,6 +88,7 @@ class CacheConfig:
     """`top_k`, or `threshold`: every id with a probability of `threshold` or more at `threshold_temperature`, at most
     `top_k` of them; null: `top_k`."""
     threshold: float | None = None
+    """A probability, for `selection: threshold`."""
     threshold_temperature: float | None = None
     """null: 1."""
     draws: int | None = None

@@ -42,11 +42,15 @@ class HubDatasetConfig:
     """A dataset of the Hugging Face hub."""
 
     name: str
+    """Its id, as in `wikimedia/wikipedia`."""
     revision: str
     """A commit or tag: an unpinned dataset would not reproduce."""
     split: str
+    """The split that documents are taken from, as in `train`; the project makes its own of it."""
     text_column: str
+    """The column that holds the text."""
     configuration: str | None = None
+    """Its configuration, for a dataset of several."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "corpus.hub.name", self.name, "the id of a dataset")
@@ -58,11 +62,15 @@ class CorpusConfig:
     """Stage `corpus`: where documents come from and how they are split."""
 
     source: Literal["docstrings", "files", "hub"]
+    """Which of the sections below counts."""
     validation_fraction: float
+    """Share of the documents held out for validation."""
     test_fraction: float
+    """Share of the documents held out for the test."""
     seed: int
     """Of the split into train, validation and test, by document."""
     empty_documents: Literal["refuse", "skip"]
+    """What becomes of a document without text."""
     max_documents: int | None = None
     """Only the first documents of the source, in its order; null takes all."""
     docstrings: DocstringsConfig | None = None
@@ -92,8 +100,11 @@ class TrainTokenizerConfig:
     """A WordPiece tokenizer trained on the corpus."""
 
     vocabulary_size: int
+    """Entries, special tokens included."""
     lowercase: bool
+    """Read capital letters as small ones, and drop accents."""
     min_frequency: int
+    """How often a pair of pieces must occur before it is joined."""
 
     def __post_init__(self) -> None:
         require(self.vocabulary_size >= 32, "tokenize.train.vocabulary_size", self.vocabulary_size, "32 or more")
@@ -107,8 +118,11 @@ class SourceConfig:
     KEY: ClassVar[str] = "load"
 
     path: str | None = None
+    """A Hugging Face folder, relative to the project."""
     hub_id: str | None = None
+    """An id of the hub, as in `google-bert/bert-base-uncased`."""
     revision: str | None = None
+    """A commit or tag of the hub id: an unpinned one would not reproduce."""
     package: str | None = None
     """Import name of an installed package that carries the model's files."""
 
@@ -125,6 +139,7 @@ class TokenizeConfig:
     """Stage `tokenize`: documents to sequences of token ids."""
 
     tokenizer: Literal["train", "load"]
+    """`train`: a new one, on this corpus. `load`: one that exists, the teacher's as a rule."""
     sequence_tokens: int
     """Longest sequence, special tokens included. Longer documents are split."""
     min_sequence_tokens: int
@@ -170,6 +185,7 @@ class MaskingConfig:
     variants: int
     """Masks per sequence of the train split; each costs one teacher pass. Epoch e trains on variant e mod variants."""
     seed: int
+    """Of the masks; also of draws and sampled positions of the cache."""
 
     def __post_init__(self) -> None:
         for name in ("probability", "evaluation_probability"):

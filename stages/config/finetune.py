@@ -22,6 +22,7 @@ class TaskDatasetConfig:
     """A dataset of the Hugging Face hub that holds one or several tasks."""
 
     name: str
+    """Its id on the hub."""
     revision: str
     """A commit or tag: an unpinned dataset would not reproduce."""
 
@@ -45,7 +46,9 @@ class TaskTraining:
     """How a model is fine-tuned on a task: AdamW, a linear warm-up and a linear decay to 0."""
 
     epochs: int
+    """Passes over the training examples."""
     learning_rate: float
+    """The highest, after the warm-up."""
     batch_size: int
     """Examples (of SQuAD: windows) per optimizer step."""
     max_tokens: int
@@ -53,6 +56,7 @@ class TaskTraining:
     warmup_fraction: float
     """Share of all steps."""
     weight_decay: float
+    """AdamW's."""
     max_steps: int | None = None
     """End after so many steps, with the schedule of that; null: after `epochs`."""
     overlap_tokens: int = 128
@@ -178,6 +182,7 @@ class FinetuneConfig:
     """`pipeline finetune`: a model with a new head on downstream tasks, once per seed."""
 
     source: Literal["hub", "files"]
+    """`hub`: the datasets of `finetune.hub`. `files`: the tasks' own layouts, below `finetune.folder`."""
     seeds: tuple[int, ...]
     """Each task is done once per seed, which draws the new head, the order of the examples and the dropout."""
     training: TaskTraining
@@ -190,9 +195,13 @@ class FinetuneConfig:
     keep: Literal["none", "best", "all"] = "best"
     """Which fine-tuned models stay in `models/finetuned`: none, that of the seed with the best score, or one per seed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward passes; `auto`: bfloat16 where the hardware has it, else float32."""
     evaluation_batch_size: int = 64
+    """Examples per forward pass when scores are computed."""
     checkpoint_steps: int = 1000
+    """Steps from one checkpoint to the next."""
     log_steps: int = 20
+    """Steps from one line of the log to the next."""
 
     def __post_init__(self) -> None:
         require(

@@ -17,7 +17,9 @@ class TeacherTraining:
     """Where these settings stand in params.yaml, for messages; those of a further teacher: `build`."""
 
     learning_rate: float
+    """The highest, after the warm-up."""
     warmup_steps: int
+    """Steps in which it rises from 0."""
     steps: int
     """Optimizer steps where `precision` comes out as bfloat16."""
     float32_steps: int
@@ -25,9 +27,11 @@ class TeacherTraining:
     batch_size: int
     """Sequences per optimizer step."""
     weight_decay: float
+    """AdamW's."""
     precision: Literal["auto", "float32", "bfloat16"]
     """`auto` is bfloat16 autocast where the processor or GPU has bfloat16 arithmetic, else float32; recorded, never timed."""
     seed: int
+    """Of the first weights, the order of the batches, and dropout."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "float32_steps", "batch_size"):
@@ -61,11 +65,17 @@ class TrainTeacherConfig(TeacherTraining):
     KEY: ClassVar[str] = "teacher.train"
 
     layers: int
+    """Blocks."""
     hidden_size: int
+    """Width of the hidden states."""
     attention_heads: int
+    """Per block."""
     feed_forward_size: int
+    """Width of the feed-forward layers."""
     max_positions: int
+    """Longest sequence that it can read."""
     dropout: float
+    """Of the training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +97,7 @@ class TeacherConfig:
     KEY: ClassVar[str] = "teacher"
 
     source: Literal["train", "load", "adapt"]
+    """`train`: a small one, here. `load`: one that exists. `adapt`: a pretrained encoder, given an LM head and trained here."""
     train: TrainTeacherConfig | None = None
     load: SourceConfig | None = None
     adapt: AdaptTeacherConfig | None = None
@@ -128,8 +139,11 @@ class StudentConfig:
     architecture: Literal["distilbert", "same", "bilstm"]
     """`distilbert`: of a BERT. `same`: the teacher's own class, with fewer blocks. `bilstm`: two LSTMs per block."""
     initialise: Literal["teacher", "random"]
+    """Its first weights: copied from the teacher, or random."""
     layers: int
+    """Blocks."""
     dropout: float
+    """Of its training, in attention too."""
     seed: int
     """Of the random initialisation."""
     layer_map: tuple[int, ...] | None = None
@@ -137,7 +151,9 @@ class StudentConfig:
     hidden_size: int | None = None
     """null: as the teacher. Another size needs `initialise: random`, and for losses on hidden states `train.hidden_projection`."""
     attention_heads: int | None = None
+    """null: as the teacher."""
     feed_forward_size: int | None = None
+    """null: as the teacher."""
     lstm_size: int | None = joined(None)
     """State of one direction of a bilstm; null: half its hidden size."""
 

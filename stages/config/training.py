@@ -21,11 +21,13 @@ class LossWeights:
     """`kd T^2 KL + mlm CE + clm CE + cos (1 - cosine) + mse SE`, and losses inside; DistilBERT: 5, 2, 0, 1, 0."""
 
     kd: float
+    """KL from the teacher's distribution to the student's, both at `temperature`."""
     mlm: float
     """Cross-entropy with the masked tokens: for caches of masked teachers."""
     clm: float = joined(0.0)
     """Cross-entropy with the next token: for caches of causal teachers."""
     cos: float
+    """One minus the cosine between hidden states."""
     mse: float = joined(0.0)
     """Squared difference of the logits, summed over the vocabulary: for `kd_source: hidden`."""
     hidden: float = joined(0.0)
@@ -55,6 +57,7 @@ class TrainConfig:
     """Name in the map `students`."""
     weights: LossWeights
     temperature: float
+    """T of the distillation loss."""
     kd_source: Literal["hidden", "top_k", "draws"]
     """`hidden`: the teacher's full distribution, rebuilt from the cached hidden state by its frozen head. `top_k`: the cached
     logits, and `tail` for the rest of the vocabulary. `draws`: ids drawn from the full distribution, without bias."""
@@ -67,18 +70,25 @@ class TrainConfig:
     weight_decay: float
     """Of matrices and embeddings; biases and the weights of norms have none."""
     adam_betas: tuple[float, ...]
+    """AdamW's decay rates of the two moments."""
     adam_epsilon: float
+    """AdamW's."""
     max_grad_norm: float
+    """Gradients are scaled down to this norm."""
     precision: Literal["auto", "float32", "bfloat16", "float16"]
     """`auto`: bfloat16 autocast where the hardware has it, else float32. `float16`: with scaled gradients, on a GPU."""
     freeze_position_embeddings: bool
     """Keep the position table as it was initialised, as DistilBERT's published command does."""
     seed: int
+    """Of the order of the batches, and of dropout."""
     checkpoint_steps: int
+    """Steps from one checkpoint to the next."""
     log_steps: int
+    """Steps from one line of `runs/train.csv` to the next, each the mean of those between."""
     steps: int | None = None
     """Optimizer steps; or set `epochs`."""
     epochs: int | None = None
+    """Passes over the cached sequences; epoch e sees mask variant e mod `masking.variants`."""
     tail: Literal["rest", "renormalise", "draws"] = "rest"
     """What stands for the ids outside of `kd_source: top_k`. `rest`: one bucket on both sides. `draws`: ids drawn from
     the tail (`cache.draw_from: tail`), without bias. `renormalise`: nothing, for comparison; it pulls the student off."""
@@ -230,7 +240,9 @@ class EvaluateConfig:
     """Stage `evaluate`."""
 
     split: Literal["validation", "test"]
+    """Which the figures are of."""
     batch_size: int
+    """Sequences per forward pass."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "1 or more")

@@ -101,6 +101,4 @@ def settings_of(train: TrainConfig) -> dict[str, Any]:
 
 def batch_plan(config: Config, reader: CacheReader) -> BatchPlan:
     """Which sequences each step trains on."""
-    split = reader.description.splits["train"]
-    shards = tuple(count for _, count in split.shards)
-    return BatchPlan(shards, config.train.batch_size, config.train.seed, split.variants)
+    return BatchPlan.of(reader.description, batch_size=config.train.batch_size, seed=config.train.seed)

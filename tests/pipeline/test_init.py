@@ -54,7 +54,7 @@ def test_a_project_has_the_files_of_its_recipe_and_of_the_default_for_the_rest(t
 
 def test_what_comes_next_is_said(tmp_path):
     fresh, versioned = tmp_path / "a project", tmp_path / "versioned"
-    assert f"next: cd '{fresh}'; git init; dvc init; dvc repro" in init("default", "--into", fresh).stdout
+    assert f"next: cd '{fresh}'; git init; dvc init; dvc repro\n" in init("default", "--into", fresh).stdout
     (versioned / ".git").mkdir(parents=True)
     (versioned / ".venv").mkdir()
     done = init("manifest-only", "--into", versioned)
@@ -77,6 +77,13 @@ def test_a_recipe_that_reads_another_project_begins_a_repository_around_both(tmp
 def test_of_a_recipe_with_a_corpus_of_the_hub_the_cost_is_looked_at_first(tmp_path):
     done = init("distilbert", "--into", tmp_path / "new")
     assert "git init; dvc init; dvc repro teacher; pipeline plan; dvc repro" in done.stdout
+
+
+def test_where_there_is_no_dvc_that_is_said_with_the_way_without_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = init("default", "--into", tmp_path / "new")
+    assert done.exit_code == 0
+    assert "there is no dvc here: `pip install dvc`, or run the commands one by one" in done.stdout
 
 
 def test_the_folder_that_one_is_in_is_the_one_that_is_filled(tmp_path, monkeypatch):
