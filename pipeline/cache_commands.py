@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cache_transfer import pull, push
-from pipeline.stage_command import OPTIONS, TASK, TEACHER, refuse_both, stage_command
+from pipeline.stage_command import JSON, OPTIONS, TASK, TEACHER, refuse_both, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -28,11 +28,10 @@ def cache() -> None:
 def _on_a_folder(command: Callable[..., None]) -> Callable[..., None]:
     """The options of a command that needs a cache and no parameters."""
     project, _, _, debug = OPTIONS  # the other two are about params.yaml
-    json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else.")
     folder = click.argument(
         "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="[CACHE]"
     )
-    for decorate in (debug, json, TASK, TEACHER, project, folder):
+    for decorate in (debug, JSON, TASK, TEACHER, project, folder):
         command = decorate(command)
     return command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,10 @@ import click
 
 from pipeline.cache_commands import cache
 from pipeline.compare_command import compare
-from pipeline.stage_command import numbers, of_task, of_teacher, stage_command
+from pipeline.completion import completion, declared, recipe_names
+from pipeline.examples import add_examples
+from pipeline.option_values import folder_name, numbers, part_of
+from pipeline.stage_command import of_task, of_teacher, stage_command
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -39,7 +41,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("recipe", required=False)
+@click.argument("recipe", required=False, shell_complete=recipe_names)
 @click.option(
     "--into",
     "folder",
@@ -68,7 +70,7 @@ def init(recipe: str | None, folder: Path) -> None:
 
 
 @cli.command()
-@stage_command(tensors=False, takes_workers=True)
+@stage_command(tensors=False, takes_workers=True, takes_dry_run=True)
 def corpus(config: Config, context: Context) -> None:
     """Collect documents and split them.
 
@@ -80,7 +82,7 @@ def corpus(config: Config, context: Context) -> None:
 
 
 @cli.command()
-@stage_command(tensors=False, takes_workers=True)
+@stage_command(tensors=False, takes_workers=True, takes_dry_run=True)
 def tokenize(config: Config, context: Context) -> None:
     """Turn documents into sequences of token ids.
 
@@ -93,8 +95,8 @@ def tokenize(config: Config, context: Context) -> None:
 
 
 @cli.command()
-@click.argument("name", required=False)
-@stage_command()
+@click.argument("name", required=False, shell_complete=declared("teachers"))
+@stage_command(takes_dry_run=True)
 def teacher(config: Config, context: Context, name: str | None) -> None:
     """Train a small teacher, or fetch one.
 
@@ -133,7 +135,7 @@ def teacher(config: Config, context: Context, name: str | None) -> None:
     type=click.Path(dir_okay=False, allow_dash=True),
     help="Also write the plan there as JSON; -: to stdout, and nothing else.",
 )
-@stage_command(takes_root=True, takes_teacher=True)
+@stage_command(takes_root=True, takes_teacher=True, own_json=True, logged=False)
 def plan(config: Config, context: Context, worker_counts: list[int], sample_tokens: int, target: str | None) -> None:
     """Say what a cache will cost, and when it pays.
 
@@ -146,23 +148,6 @@ def plan(config: Config, context: Context, worker_counts: list[int], sample_toke
     planning.make(config, context, workers=worker_counts, sample_tokens=sample_tokens, target=target)
 
 
-def _part(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Part | None:
-    if value is None:
-        return None
-    from storage import Part
-
-    try:
-        return Part.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-def _folder_name(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
-        raise click.BadParameter(f"{value!r} is no name for a folder: letters, digits, and then also . - _")
-    return value
-
-
 @cli.command("cache-teacher")
 @click.option(
     "--verify",
@@ -173,10 +158,10 @@ def _folder_name(_context: click.Context, _parameter: click.Parameter, value: st
     "--shards",
     "part",
     metavar="I/N",
-    callback=_part,
+    callback=part_of,
     help="Do only every N-th shard, from the I-th on, beside jobs that do the others; run it once more without to finish.",
 )
-@stage_command(takes_root=True, takes_workers=True, takes_teacher=True, takes_task=True)
+@stage_command(takes_root=True, takes_workers=True, takes_teacher=True, takes_task=True, takes_dry_run=True)
 def cache_teacher(config: Config, context: Context, verify: bool, part: Part | None) -> None:
     """Run the teacher once and store its targets.
 
@@ -204,8 +189,8 @@ def cache_teacher(config: Config, context: Context, verify: bool, part: Part | N
 
 
 @cli.command("init-student")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@stage_command(takes_root=True)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=declared("students"))
+@stage_command(takes_root=True, takes_dry_run=True)
 def init_student(config: Config, context: Context, names: tuple[str, ...]) -> None:
     """Build the initial weights of students.
 
@@ -218,7 +203,7 @@ def init_student(config: Config, context: Context, names: tuple[str, ...]) -> No
 
 
 @cli.command("train-student")
-@stage_command(torchrun=True, takes_root=True)
+@stage_command(torchrun=True, takes_root=True, takes_dry_run=True)
 def train_student(config: Config, context: Context) -> None:
     """Train the student from the cache alone.
 
@@ -255,7 +240,7 @@ def train_student(config: Config, context: Context) -> None:
     is_flag=True,
     help="With --speed: in ONNX Runtime too, float32 and int8; the student's files are left in models/onnx.",
 )
-@stage_command(takes_root=True)
+@stage_command(takes_root=True, takes_dry_run=True)
 def evaluate(
     config: Config,
     context: Context,
@@ -283,7 +268,7 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("tasks", metavar="[TASK]...", nargs=-1)
+@click.argument("tasks", metavar="[TASK]...", nargs=-1, shell_complete=declared("finetune.tasks"))
 @click.option(
     "--model",
     default="student",
@@ -294,7 +279,7 @@ def evaluate(
 @click.option(
     "--name",
     metavar="NAME",
-    callback=_folder_name,
+    callback=folder_name,
     help="What its results are called. Default: student, teacher, or the folder's name.",
 )
 @click.option("--replace", is_flag=True, help="Remove results of that name with other parameters, weights or data.")
@@ -325,7 +310,7 @@ def finetune(
 
 
 @cli.command()
-@stage_command(tensors=False)
+@stage_command(tensors=False, takes_dry_run=True)
 def report(config: Config, context: Context) -> None:
     """Show what the run did, on one page.
 
@@ -339,3 +324,5 @@ def report(config: Config, context: Context) -> None:
 
 cli.add_command(compare)
 cli.add_command(cache)
+cli.add_command(completion)
+add_examples(cli)

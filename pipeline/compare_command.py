@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.completion import declared
 from pipeline.stage_command import stage_command
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     "--only",
     "name",
     metavar="NAME",
+    shell_complete=declared("compare.runs"),
     help="Train and evaluate this run of compare.runs alone (before-training: evaluate the initial weights), and show no table.",
 )
 @click.option("--gather", is_flag=True, help="Train nothing: make the table of runs that are all there.")
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     help="With RUN: also write the tables there.",
 )
-@stage_command(takes_root=True)
+@stage_command(takes_root=True, own_json=True)
 def compare(
     config: Config,
     context: Context,

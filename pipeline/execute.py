@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.environment import Ranks, available_cores, git_commit, quiet_libraries
 from pipeline.failures import reported
+from pipeline.logged import LogFile
 from pipeline.params import read_config
 from pipeline.progress import Reporter, make_reporter
 from pipeline.stop import StopRequest
@@ -36,11 +37,15 @@ def execute(
     takes_workers: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
+    as_json: bool = False,
+    logged: bool = True,
 ) -> None:
     """Check the parameters and run `body` of the stage `name`; `root`: the remote root of the cache, where it has one.
 
     A stage that `takes_workers` shares its work with `workers` processes on this machine (else `machine.workers`), or with
     those of the Dask `scheduler`.
+
+    `as_json`: its results are one JSON object. `logged`: what it reports is appended to `runs/logs/<name>.log` too.
 
     Leaves the process, with a message and an exit code, for everything a user can do something about.
     """
@@ -58,7 +63,8 @@ def execute(
         if takes_workers and workers is None and scheduler is None:
             workers = config.machine.workers
         artefacts = Artefacts(project=project, root=root)
-        with make_reporter(name, ranks.rank) as progress:
+        log = LogFile(artefacts.runs / "logs" / f"{name}.log") if logged else None
+        with make_reporter(name, ranks.rank, as_json=as_json, log=log) as progress:
             with _said_once(ranks):
                 context = _context(config, artefacts, ranks, stop, progress, tensors=tensors)
             with open_runner(

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from stages.context import Figure, Progress, Silent
+
+if TYPE_CHECKING:
+    from pipeline.logged import LogFile
 
 LINE_SECONDS = 10.0
 """No two plain lines about the same task come closer than this."""
@@ -35,15 +38,37 @@ class Reporter(Progress, Protocol):
     ) -> None: ...
 
 
-def make_reporter(stage: str, rank: int = 0) -> Reporter:
-    """The reporter that suits where stderr goes."""
+class Results(Protocol):
+    """Where the tables at the end of a stage go."""
+
+    def summary(self, title: str, rows: Mapping[str, Figure]) -> None: ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None: ...
+
+    def close(self) -> None:
+        """The stage is done, without an error."""
+
+
+def make_reporter(stage: str, rank: int = 0, *, as_json: bool = False, log: LogFile | None = None) -> Reporter:
+    """The reporter that suits where stderr goes; `as_json`: its tables are one JSON object. What it says is in the `log` too."""
     if rank != 0:
         return SilentReporter()
+    shown: LineReporter
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":  # an editor's shell cannot redraw a line
         from pipeline.live_progress import LiveReporter
 
-        return LiveReporter(stage)
-    return PlainReporter(stage)
+        shown = LiveReporter(stage)
+    else:
+        shown = PlainReporter(stage)
+    if as_json:
+        from pipeline.json_results import JsonResults
+
+        shown.results = JsonResults(stage)
+    if log is None:
+        return shown
+    from pipeline.logged import LoggedReporter
+
+    return LoggedReporter(shown, log, stage)
 
 
 class SilentReporter(Silent):
@@ -136,6 +161,25 @@ class Task:
         return with_figures(f"{name}: {amount}", self.figures, width)
 
 
+class PrintedResults:
+    """On stdout, as tables."""
+
+    def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
+        """Print names and values."""
+        from pipeline.summary import print_summary
+
+        print_summary(title, rows)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
+        """Print results side by side."""
+        from pipeline.summary import print_table
+
+        print_table(title, columns, rows)
+
+    def close(self) -> None:
+        """All is printed."""
+
+
 class LineReporter:
     """One line when a task is over, one per message, and the tables: what every shown progress has."""
 
@@ -146,6 +190,7 @@ class LineReporter:
         self._write = write or _to_stderr
         self._clock = clock
         self._task: Task | None = None
+        self.results: Results = PrintedResults()
 
     def __enter__(self) -> Self:
         return self
@@ -155,6 +200,7 @@ class LineReporter:
     ) -> None:
         if kind is None:
             self._finish()
+            self.results.close()
 
     @property
     def width(self) -> int | None:
@@ -178,18 +224,14 @@ class LineReporter:
         self._line(text)
 
     def summary(self, title: str, rows: Mapping[str, Figure]) -> None:
-        """Print names and values to stdout."""
+        """Show names and values where results go: on stdout."""
         self._finish()
-        from pipeline.summary import print_summary
-
-        print_summary(title, rows)
+        self.results.summary(title, rows)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Figure]]) -> None:
-        """Print results side by side to stdout."""
+        """Show results side by side, there too."""
         self._finish()
-        from pipeline.summary import print_table
-
-        print_table(title, columns, rows)
+        self.results.table(title, columns, rows)
 
     def _finish(self) -> None:
         if self._task is not None:

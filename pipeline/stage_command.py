@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
+from pipeline.completion import declared, parameter_keys
+
 if TYPE_CHECKING:
     from stages.config import Config
     from stages.context import Context
@@ -38,9 +40,16 @@ OPTIONS = (
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
+        shell_complete=parameter_keys,
         help="Override one parameter, e.g. -S train.steps=50. The value is YAML. Repeatable.",
     ),
     click.option("--debug", is_flag=True, help="Show tracebacks and the warnings of libraries."),
+)
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else.")
+
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Say what is there and what would be done; do nothing and write nothing."
 )
 
 ROOT = click.option(
@@ -54,12 +63,14 @@ ROOT = click.option(
 TEACHER = click.option(
     "--teacher",
     metavar="NAME",
+    shell_complete=declared("teachers"),
     help="The cache of this further teacher, one of teachers in params.yaml, in cache/teachers/NAME.",
 )
 
 TASK = click.option(
     "--task",
     metavar="NAME",
+    shell_complete=declared("finetune.tasks"),
     help="The cache of this downstream task, one of finetune.tasks in params.yaml, in cache/tasks/NAME.",
 )
 
@@ -86,6 +97,9 @@ def stage_command(
     takes_workers: bool = False,
     takes_teacher: bool = False,
     takes_task: bool = False,
+    takes_dry_run: bool = False,
+    own_json: bool = False,
+    logged: bool = True,
 ) -> Callable[[Body[P]], Callable[..., None]]:
     """Turn `body(config, context, ...)` into the callback of a click command with the options of every stage.
 
@@ -94,6 +108,8 @@ def stage_command(
     `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root, `takes_workers=True` for one
     that can have its work done by other processes, `takes_teacher=True` for one whose cache may be that of a further teacher: it
     sees that teacher in the place of the main one. `takes_task=True`: it may be that of a downstream task.
+    `takes_dry_run=True` is for one that `pipeline.dry_run` knows; `own_json=True` for one with a `--json` of its own,
+    `logged=False` for one that writes nothing into the project.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -106,6 +122,8 @@ def stage_command(
             root: str | None = None,
             workers: int | None = None,
             scheduler: str | None = None,
+            as_json: bool = False,
+            dry_run: bool = False,
             **arguments: Any,
         ) -> None:
             from pipeline.execute import execute
@@ -118,24 +136,34 @@ def stage_command(
             name = arguments.pop("teacher") if takes_teacher else None
             task = arguments.pop("task") if takes_task else None
             refuse_both(name, task)
-            chosen = body if name is None else of_teacher(body, name)
+            command = click.get_current_context().info_name or ""
+            meant: Callable[..., None] = body
+            if dry_run:
+                from pipeline.dry_run import preview_of
+
+                meant = preview_of(command)
+            chosen = meant if name is None else of_teacher(meant, name)
             execute(
-                functools.partial(chosen if task is None else of_task(body, task), **arguments),
-                name=click.get_current_context().info_name or "",
+                functools.partial(chosen if task is None else of_task(meant, task), **arguments),
+                name=command,
                 project=project,
                 params_file=project / params_file,
                 overrides=overrides,
                 root=root,
-                tensors=tensors,
+                tensors=tensors and not dry_run,
                 torchrun=torchrun,
                 debug=debug,
-                takes_workers=takes_workers,
-                workers=workers,
-                scheduler=scheduler,
+                takes_workers=takes_workers and not dry_run,
+                workers=None if dry_run else workers,
+                scheduler=None if dry_run else scheduler,
+                as_json=as_json,
+                logged=logged and not dry_run,
             )
 
         options = (
             *OPTIONS,
+            *(() if own_json else (JSON,)),
+            *((DRY_RUN,) if takes_dry_run else ()),
             *((ROOT,) if takes_root else ()),
             *(WORKERS if takes_workers else ()),
             *((TEACHER,) if takes_teacher else ()),
@@ -180,11 +208,3 @@ def refuse_both(teacher: str | None, task: str | None) -> None:
     """Raise `click.UsageError` where two caches are named."""
     if teacher is not None and task is not None:
         raise click.UsageError("--teacher and --task both say which cache: give one")
-
-
-def numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
-    """Integers above 0, separated by commas. Raises `click.BadParameter`."""
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{value!r} is no list of numbers from 1, such as 1,2,4,8")
-    return [int(part) for part in parts]
