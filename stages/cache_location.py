@@ -26,6 +26,12 @@ def open_cache(config: Config, context: Context, *splits: Split) -> CacheReader:
     """
     artefacts = context.artefacts
     reader = CacheReader(artefacts.cache) if artefacts.root is None else _open_at_root(artefacts.root, config, context)
+    of_task = (reader.description.task or {}).get("name")
+    if of_task is not None and artefacts.task is None:
+        raise InputError(
+            f"{cache_name(artefacts)} is the cache of the task {of_task}, which `pipeline finetune --distil` reads; expected one of a "
+            f"language model; run: {artefacts.cache_command}"
+        )
     absent = [split for split in splits if split not in reader.description.splits]
     if absent:
         raise InputError(
@@ -81,8 +87,13 @@ def choose(root: RemoteFolder, config: Config, context: Context) -> str:
     Raises `InputError` that lists them.
     """
     found = finished_caches(root)
-    readable = {name: cache for name, cache in found.items() if isinstance(cache, CacheDescription)}
     task = context.artefacts.task
+    found = {
+        name: cache  # what cannot be read may be of any kind
+        for name, cache in found.items()
+        if not isinstance(cache, CacheDescription) or (cache.task or {}).get("name") == task
+    }
+    readable = {name: cache for name, cache in found.items() if isinstance(cache, CacheDescription)}
     spec = cache_spec(config) if task is None else task_spec(config, task)
     fitting = [name for name, cache in readable.items() if not differing_fields(spec, cache.spec)]
     if len(fitting) == 1:
@@ -93,7 +104,10 @@ def choose(root: RemoteFolder, config: Config, context: Context) -> str:
         context.progress.message(f"the only cache there was made with other parameters: {'; '.join(differences)}")
         return name
     if not found:
-        raise InputError(f"{root.shown()} holds no finished cache; put one there with `pipeline cache push`")
+        which, option = ("", "") if task is None else (f" of the task {task}", f" --task {task}")
+        raise InputError(
+            f"{root.shown()} holds no finished cache{which}; put one there with `pipeline cache push`{option}"
+        )
     which = "several were made with these parameters" if fitting else "none of them was made with these parameters"
     raise InputError(
         f"{root.shown()} holds {len(found)} caches, and {which}; {_fetch_by_name(context.artefacts)}; there are: "

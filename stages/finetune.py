@@ -225,9 +225,18 @@ def _data(job: _Job, context: Context) -> TaskData[Any]:
     where = (job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
     if job.cached is None:
         return read_task(*where)
-    if job.settings.settings_of(job.name).validation is None:
+    settings = job.settings.settings_of(job.name)
+    if settings.held_out is None and settings.validation is None:
         return TaskData(train=(), evaluation=read_evaluation(*where))
-    return replace(read_task(*where), train=())
+    data = read_task(*where)
+    found, expected = data.digests["train"], job.cached.examples
+    if found != expected:  # what is scored here may be among what is learned there
+        raise InputError(
+            f"the cache of {job.name} is of other training examples ({expected[:DIGEST_SHOWN]}) than those that are left here "
+            f"({found[:DIGEST_SHOWN]}) when {job.name}'s held_out and validation are taken from them: the student might learn what it "
+            f"is scored on; put the same files here, or run: pipeline cache-teacher --task {job.name}"
+        )
+    return replace(data, train=())
 
 
 def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Learned, Examination]:
@@ -249,8 +258,13 @@ def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Contex
 
 def _from_cache(job: _Job, context: Context) -> Learned:
     assert job.cached is not None
-    context.progress.begin(f"read the cache of {job.name}", None, "shards")
-    return Learned.of_cache(job.cached, job.name, job.task, job.subject.base)
+    context.progress.begin(f"read the cache of {job.name}", job.cached.shards, "shards")
+
+    def read() -> None:
+        context.progress.advance(1)
+        context.stop_if_asked("the results of finished seeds are kept")
+
+    return Learned.of_cache(job.cached, job.name, job.task, job.subject.base, read)
 
 
 def _counted(context: Context) -> Callable[[int], None]:

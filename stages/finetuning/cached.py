@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, overload
 
@@ -35,9 +35,14 @@ class CachedTask:
         """Digest of the labelled examples."""
         return str(self.reader.description.content["examples"])
 
-    def rows(self) -> CachedRows:
-        """All inputs; what is not wanted of the cache is not read."""
-        return CachedRows(self.reader, hidden=self.distillation.weights.hidden > 0)
+    @property
+    def shards(self) -> int:
+        """How many there are to be read."""
+        return len(self.reader.shards("train"))
+
+    def rows(self, read: Callable[[], None]) -> CachedRows:
+        """All inputs; what is not wanted of the cache is not read. `read` is called after each shard, and may raise."""
+        return CachedRows(self.reader, hidden=self.distillation.weights.hidden > 0, read=read)
 
 
 def open_task(config: Config, context: Context, name: str, task: Task[Any], base: BaseModel) -> CachedTask:
@@ -105,13 +110,16 @@ class CachedRows(Sequence[Row]):
     with `hidden` also `teacher_hidden` f4 (L, H), the last layer's. A label that is not there is 0.
     """
 
-    def __init__(self, reader: CacheReader, *, hidden: bool) -> None:
+    def __init__(self, reader: CacheReader, *, hidden: bool, read: Callable[[], None] = lambda: None) -> None:
         description = reader.description
         assert description.task is not None
         self._layout = description.splits["train"].layout
         self._labels: type[np.generic] = np.float32 if description.task["labels"] is None else np.int64
         shards, wanted = reader.shards("train"), frozenset[Target]({"hidden"} if hidden else ())
-        self._parts = [reader.load(shard, targets=wanted) for shard in shards]
+        self._parts: list[ShardArrays] = []
+        for shard in shards:
+            self._parts.append(reader.load(shard, targets=wanted))
+            read()
         reader.close()
         self._hidden = hidden
         self._starts = np.cumsum([0, *(len(part.sequence_ids) for part in self._parts)])

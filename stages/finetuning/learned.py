@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +34,16 @@ class Learned:
         return cls(rows=rows, lengths=np.array([len(row["input_ids"]) for row in rows]), counts={})
 
     @classmethod
-    def of_cache(cls, cached: CachedTask, name: str, task: Task[Any], base: BaseModel) -> Learned:
+    def of_cache(
+        cls, cached: CachedTask, name: str, task: Task[Any], base: BaseModel, read: Callable[[], None]
+    ) -> Learned:
         """Those of the cache of the task `name`, for a student that is `base`. Its shards are read, and checked.
+
+        `read` is called after each, and may raise.
 
         Raises `InputError` where the student has too few positions, `storage.CorruptError` for a damaged shard.
         """
-        rows = cached.rows()
+        rows = cached.rows(read)
         longest = int(rows.lengths.max())
         if base.positions is not None and longest > base.positions:
             raise InputError(

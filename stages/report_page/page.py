@@ -110,9 +110,11 @@ def _comparison(files: RunFiles, folder: Path) -> Comparison | None:
             f"This run's student was trained with other parameters than the comparison's: {'; '.join(differences)}. "
             "Run pipeline compare to make it anew."
         )
+    variation = files.comparison.record("variation") if "variation" in files.comparison else None
+    against = None if variation is None else variation.text("from")
     return Comparison(
         table=closeness.comparison_table(files.comparison, runs, files.objective),
         plots=dots.comparison_plots(runs, folder, files.objective),
         notes=notes,
-        variation=variation_part(runs, folder, files.objective),
+        variation=variation_part(runs, folder, files.objective, against),
     )

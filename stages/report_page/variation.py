@@ -16,12 +16,16 @@ from stages.report_page.tables import Cell, Column, Table
 from stages.report_page.units import number, points, signed, spread, unbroken
 
 
-def variation_part(runs: Sequence[Run], folder: Path, objective: Objective) -> Part | None:
-    """The differences as a table and, where runs were fine-tuned, as a plot; None where there are not two trained runs."""
+def variation_part(runs: Sequence[Run], folder: Path, objective: Objective, against: str | None = None) -> Part | None:
+    """The differences as a table and, where runs were fine-tuned, as a plot; None where there are not two trained runs.
+
+    They are from the run `against`, `compare.against` of the comparison; from the first one where none of its runs is called so.
+    """
     trained = [run for run in runs if run.trained]
     if len(trained) < 2:
         return None
-    first, others = trained[0], trained[1:]
+    first = next((run for run in trained if run.name == against), trained[0])
+    others = [run for run in trained if run is not first]
     return Part(notes=[], tables=[_table(first, others, objective)], plots=_plots(first, others, folder))
 
 

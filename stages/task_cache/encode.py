@@ -27,11 +27,12 @@ from stages.sequences import (
 )
 from stages.task_cache.examples import TaskExamples, write_examples
 from stages.task_models import BaseModel
-from stages.tasks.data import examples_digest, read_task, read_unlabelled
+from stages.tasks.data import TaskData, examples_digest, read_task, read_unlabelled
 from stages.tasks.task import Row, Task
 from stages.tokenizer import special_token_ids
 from storage import SPLITS, Split
 from storage.arrays import id_dtype
+from storage.locking import publishing
 
 VERSION = 1
 """Raised by hand when a change of code gives other sequences for the same examples and parameters."""
@@ -44,11 +45,13 @@ def encode_examples(
 ) -> TaskExamples:
     """Write `data/tasks/<name>` unless it is there and of these examples and parameters; labelled examples come first.
 
-    Raises `InputError` for data that cannot be used, `Interrupted` when asked to stop.
+    Unlabelled ones that are scored elsewhere are left out. Jobs that begin together write it once. Raises `InputError` for data that
+    cannot be used, `Interrupted` when asked to stop.
     """
     artefacts = context.artefacts
-    data = read_task(settings, name, task, artefacts.project, context.progress.message).train
+    read = read_task(settings, name, task, artefacts.project, context.progress.message)
     texts = read_unlabelled(settings, name, task, artefacts.project, context.progress.message)
+    data, texts = read.train, _not_scored(texts, read, name, task, context)
     made_of = {
         "version": VERSION,
         **encoding_of(task.kind, training),
@@ -57,9 +60,39 @@ def encode_examples(
         "tokenizer": base.tokenizer_digest,
         "token_types": base.token_types,
     }
-    found = _kept(artefacts.tokens, made_of)
-    if found is not None:
-        return found
+    artefacts.cache_work.mkdir(parents=True, exist_ok=True)
+    with publishing(artefacts.cache_work, f"examples-{name}"):
+        found = _kept(artefacts.tokens, made_of)
+        return _write(name, task, training, base, context, data, texts, made_of) if found is None else found
+
+
+def _not_scored(texts: list[Any], data: TaskData[Any], name: str, task: Task[Any], context: Context) -> list[Any]:
+    """The texts that are neither in the evaluation nor in the validation: the student must not learn what is said of those."""
+    scored = {
+        task.asks(example)
+        for sets in (data.evaluation, data.validation)
+        for examples in sets.values()
+        for example in examples
+    }
+    kept = [text for text in texts if task.asks(text) not in scored]
+    if len(kept) < len(texts):
+        context.progress.message(
+            f"{name}: left out {len(texts) - len(kept):,} texts without labels that are examples to be scored"
+        )
+    return kept
+
+
+def _write(
+    name: str,
+    task: Task[Any],
+    training: TaskTraining,
+    base: BaseModel,
+    context: Context,
+    data: Sequence[Any],
+    texts: Sequence[Any],
+    made_of: dict[str, Any],
+) -> TaskExamples:
+    artefacts = context.artefacts
     context.progress.begin(f"tokenize {name}", len(data) + len(texts), "examples")
 
     def done(examples: int) -> None:

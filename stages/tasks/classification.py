@@ -101,6 +101,9 @@ class Classification:
     def unit(self, example: LabelledText) -> str:
         return "\0".join(example.texts)  # the same text twice is one
 
+    def asks(self, example: LabelledText) -> tuple[str, ...]:
+        return example.texts
+
     def check(self, tokenizer: PreTrainedTokenizerBase, training: TaskTraining, name: str) -> None:
         """Nothing: any length will do."""
 

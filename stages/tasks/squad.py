@@ -104,6 +104,9 @@ class Squad:
     def unit(self, example: Question) -> str:
         return example.title
 
+    def asks(self, example: Question) -> tuple[str, ...]:
+        return example.question, example.context
+
     def check(self, tokenizer: PreTrainedTokenizerBase, training: TaskTraining, name: str) -> None:
         longest = _question_tokens(training)
         room = training.max_tokens - longest - tokenizer.num_special_tokens_to_add(pair=True)

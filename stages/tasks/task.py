@@ -96,6 +96,9 @@ class Task(Protocol[E]):
     def unit(self, example: E) -> str:
         """What must not be on both sides of a split: the article that a question is about."""
 
+    def asks(self, example: E) -> tuple[str, ...]:
+        """The texts that a model reads of it."""
+
     def check(self, tokenizer: PreTrainedTokenizerBase, training: TaskTraining, name: str) -> None:
         """Raise `ConfigError` where inputs cannot be made so for the task, which is called `name` in the parameters."""
 

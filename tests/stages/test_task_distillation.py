@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +23,8 @@ from transformers import (
 )
 
 from stages import cache_teacher, finetune
+from stages.cache_location import open_cache, push_cache
+from stages.cache_origin import Origin
 from stages.config import ConfigError, load_config
 from stages.errors import InputError, Interrupted
 from stages.finetuning.batches import Padded
@@ -405,6 +409,77 @@ def test_a_cache_of_other_parameters_is_refused_with_what_differs(project):
         match=r"made with other parameters: max_tokens: 12 expected, 16 in the cache; .*cache-teacher --task SST-2",
     ):
         project.finetune("SST-2")
+
+
+@pytest.mark.parametrize("part", ["held_out", "validation"])
+def test_a_cache_of_other_training_examples_is_refused_where_the_scored_ones_are_taken_from_them(project, part):
+    project.change(tasks={"STS-B": {part: 0.3}})
+    project.finetune("STS-B", model="teacher", distil=False, replace_others=True)
+    project.cache("STS-B")
+    file = project.folder / "tasks" / "STS-B" / "train.tsv"
+    first, *others = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join([first, *others[::-1]]), encoding="utf-8")  # others are drawn
+    with pytest.raises(
+        InputError, match=r"the cache of STS-B is of other training examples .* cache-teacher --task STS-B"
+    ):
+        project.finetune("STS-B")
+    file.write_text("".join([first, *others]), encoding="utf-8")
+    project.finetune("STS-B")
+    assert project.result("student-distilled", "STS-B")["examples"]["train"] == 6
+
+
+def test_texts_that_are_scored_are_not_cached_without_their_labels(project):
+    tasks = project.folder / "tasks" / "SST-2"
+    scored = [line.split("\t")[0] for line in (tasks / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    (tasks / "more.txt").write_text("\n".join([*UNLABELLED, *scored[:2]]) + "\n", encoding="utf-8")
+    said = []
+    counts = Counts()
+    counts.message = said.append
+    before = project.reader("SST-2").root_digest
+    project.cache("SST-2", context=replace(project.context, progress=counts))
+    assert said[0] == "SST-2: left out 2 texts without labels that are examples to be scored"
+    assert project.reader("SST-2").root_digest == before
+
+
+def test_jobs_that_begin_together_write_the_examples_once(project):
+    shutil.rmtree(project.artefacts.of_task("STS-B").tokens)
+    begun, both = [], threading.Event()
+
+    class Waits(Counts):
+        def begin(self, task, total, unit, done=0):
+            super().begin(task, total, unit, done)
+            begun.append(task)
+            both.wait(0.5)  # the other one has time to begin too, where nothing keeps it from that
+
+    context = replace(project.context, progress=Waits()).of_task("STS-B")
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: Origin.find(project.config, context).description, range(2)))
+    assert begun.count("tokenize STS-B") == 1
+    assert {one.fingerprint for one in found} == {project.reader("STS-B").description.fingerprint}
+
+
+def test_the_shards_of_the_cache_that_are_read_are_counted(project):
+    counts = Counts()
+    project.finetune("STS-B", context=replace(project.context, progress=counts))
+    assert ("read the cache of STS-B", len(project.reader("STS-B").shards("train")), 0) in counts.begun
+
+
+def test_the_cache_of_a_task_is_not_taken_for_that_of_a_language_model(project, tmp_path):
+    shutil.copytree(project.artefacts.of_task("STS-B").cache, project.artefacts.cache)
+    with pytest.raises(
+        InputError, match=r"cache/current is the cache of the task STS-B, .*; run: pipeline cache-teacher$"
+    ):
+        open_cache(project.config, project.context)
+    url = f"file://{tmp_path / 'root'}"
+    for task in ("STS-B", "SST-2"):
+        push_cache(project.context.of_task(task), url)
+    there = replace(project.context, artefacts=replace(project.artefacts, root=url))
+    with pytest.raises(InputError, match=r"holds no finished cache; put one there"):
+        open_cache(project.config, there)
+    with pytest.raises(InputError, match=r"no finished cache of the task SQuAD; put .* push` --task SQuAD"):
+        open_cache(project.config, there.of_task("SQuAD"))
+    project.change(cache={"shard_tokens": 60})  # of its task it is still the only one
+    assert open_cache(project.config, there.of_task("SST-2")).description.task["name"] == "SST-2"
 
 
 def test_a_student_whose_hidden_states_have_another_size_is_refused_where_they_are_to_be_learned(project):

@@ -8,9 +8,9 @@ from tests.stages.report_page.further_files import ablation
 from tests.stages.report_page.page import rows
 
 
-def part(values, folder):
+def part(values, folder, against=None):
     runs = comparison_runs(Record(folder / "comparison.json", "pipeline compare", values))
-    return variation_part(runs, folder, "masked")
+    return variation_part(runs, folder, "masked", against)
 
 
 def test_every_trained_run_stands_with_its_difference_from_the_first(tmp_path):
@@ -21,6 +21,12 @@ def test_every_trained_run_stands_with_its_difference_from_the_first(tmp_path):
         "top-k & the rest": ["+0.0420, 0.2520", "0, 3.990"],
         "MLM only": ["+0.6300, 0.8400", "0, 3.990"],
     }
+
+
+def test_the_differences_are_from_the_run_that_the_comparison_has_them_from(tmp_path):
+    shown = part(comparison(), tmp_path, "MLM only")
+    assert list(rows(shown.tables[0])) == ["MLM only", "through the head", "top-k & the rest"]
+    assert rows(shown.tables[0])["through the head"] == ["−0.6300, 0.2100", "0, 3.990"]
 
 
 def test_scores_on_tasks_stand_beside_with_the_papers_ablation_below(tmp_path):
