@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +30,12 @@ from stages.finetuning.results import (
     write_model,
 )
 from stages.finetuning.scoring import Examination
+from stages.finetuning.subject import Subject
 from stages.finetuning.summary import publish_summary
 from stages.finetuning.trainer import fine_tune
-from stages.models import DIGEST_SHOWN, count_parameters, require_model, weights_digest
+from stages.models import DIGEST_SHOWN, count_parameters
 from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
-from stages.task_models import BaseModel
 from stages.tasks import TASKS
 from stages.tasks.data import TaskData, check_task, examples_digest, read_evaluation, read_task
 from stages.tasks.task import Encoded, Task
@@ -51,24 +50,13 @@ _EAGER_TOKENS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """The model that is fine-tuned."""
-
-    name: str
-    base: BaseModel
-    weights: str
-    """Digest of its files."""
-    results: Path
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Job:
     """One task for one model."""
 
     name: str
     task: Task[Any]
     training: TaskTraining
-    subject: _Subject
+    subject: Subject
     settings: FinetuneConfig
     precision: Precision
     cached: CachedTask | None
@@ -100,15 +88,8 @@ def run(
     settings = finetuning(config)
     names = list(dict.fromkeys(tasks)) or list(settings.tasks)
     kinds = {task: TASKS[settings.kind_of(task)] for task in names}
-    folder = _folder_of(model, context)
-    base = BaseModel.of(folder, {task.head for task in kinds.values()})
-    called = name or _name_of(folder, context) + ("-distilled" if distil else "")
-    subject = _Subject(
-        name=called,
-        base=base,
-        weights=weights_digest(folder),
-        results=context.artefacts.finetuning / called,
-    )
+    subject = Subject.of(model, name, {task.head for task in kinds.values()}, context, distil=distil)
+    base = subject.base
     precision = resolve_precision(settings.precision, context.device)
     jobs = [
         _Job(
@@ -128,41 +109,10 @@ def run(
         check_zero_shot(settings, job.name, context.artefacts.project)
         job.task.check(base.tokenizer, job.training, job.name)
         _clear(job, _parameters(job), replace_others, context)
-    write_model(subject.results, {"path": _shown_path(folder, context), "weights": subject.weights, "kind": base.kind})
+    write_model(subject.results, {"path": subject.path, "weights": subject.weights, "kind": base.kind})
     for job in jobs:
         _do(job, replace_others, context)
     publish_summary(context)
-
-
-def _folder_of(model: str, context: Context) -> Path:
-    artefacts = context.artefacts
-    if model == "student":
-        require_model(artefacts.student, "the trained student", "pipeline train-student")
-        return artefacts.student
-    if model == "teacher":
-        require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
-        return artefacts.teacher
-    folder = artefacts.project / model
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} holds no model; expected student, teacher, or a Hugging Face model folder (--model), with its config.json"
-        )
-    return folder
-
-
-def _shown_path(folder: Path, context: Context) -> str:
-    project, folder = context.artefacts.project.resolve(), folder.resolve()
-    return folder.relative_to(project).as_posix() if folder.is_relative_to(project) else str(folder)
-
-
-def _name_of(folder: Path, context: Context) -> str:
-    """`student-init-half` for `models/student-init/half`; the folder's own name elsewhere. Raises `InputError` for a reserved one."""
-    models = (context.artefacts.project / "models").resolve()
-    if folder.resolve().is_relative_to(models):
-        return "-".join(folder.resolve().relative_to(models).parts)
-    if folder.name in {"student", "teacher"}:
-        raise InputError(f"{folder} would be called {folder.name!r}, as another model is; give it a name with --name")
-    return folder.resolve().name
 
 
 def _do(job: _Job, replace_others: bool, context: Context) -> None:
