@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_is(tmp_path, ther
     [
         ("distilbrt", "'distilbrt' is no recipe (`pipeline init` lists them); did you mean distilbert?"),
         ("DistilGPT2", "did you mean distilgpt2?"),
-        ("whisper", "known: bilstm, default, distilbert"),
+        ("whisper", "known: ablation, bilstm, default"),
         ("../docs", "'../docs' is no recipe"),
     ],
 )
