@@ -54,7 +54,7 @@ class Counts(Silent):
         self.begun.append((task, total, done))
 
     def advance(self, amount=1, **figures):  # noqa: ARG002
-        self.done += bool(amount) and not self.begun[-1][0].startswith("tokenize")
+        self.done += bool(amount) and not self.begun[-1][0].startswith(("tokenize", "read the cache"))
 
 
 def stopping_after(project, steps):
