@@ -11,6 +11,7 @@ import click
 
 from stages.context import Context, Figure
 from storage.cache_info import FIGURES, KINDS, cache_info
+from storage.identity import leaves
 
 COUNTS = ("sequences", "tokens", "rows", "masked")
 CODINGS = ("positions", "hidden", "logits")
@@ -25,7 +26,7 @@ def show(folder: Path, context: Context, as_json: bool) -> None:
         return
     splits: Mapping[str, Any] = info["splits"]
     progress = context.progress
-    progress.summary(f"parameters of {folder}", dict(_leaves(info["spec"])))
+    progress.summary(f"parameters of {folder}", {key: _plain(value) for key, value in leaves(info["spec"])})
     progress.summary(
         "identity",
         {
@@ -89,14 +90,6 @@ def _figures(info: Mapping[str, Any]) -> Iterator[list[Figure]]:
 def _size(split_info: Mapping[str, Any], array: str) -> Figure:
     size: float | None = split_info["bytes_per_position"].get(array)
     return ABSENT if size is None else round(size, 2)
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _plain(item)
 
 
 def _plain(value: object) -> str:

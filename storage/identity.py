@@ -43,7 +43,7 @@ def differing_fields(
 
     For example `cache.top_k: 64 expected, 32 in the cache`. Lists are compared as a whole.
     """
-    wanted, present = dict(_leaves(expected)), dict(_leaves(found))
+    wanted, present = dict(leaves(expected)), dict(leaves(found))
     return tuple(
         f"{key}: {_show(wanted.get(key, _ABSENT))} expected, {_show(present.get(key, _ABSENT))} {found_in}"
         for key in sorted(wanted.keys() | present.keys())
@@ -51,10 +51,11 @@ def differing_fields(
     )
 
 
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no mapping, or an empty one."""
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
+            yield from leaves(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.comparison.table import Row
 from stages.errors import InputError
 from stages.figures import LABELS, PREDICTION, Objective
 from stages.finetuning.summary import means_of
+from storage.identity import leaves
 
 SECTIONS = ("train", "corpus", "tokenize", "masking", "teacher", "teachers", "cache")
 """Of the parameters of a run, what makes its student; beside them its entry in `students`."""
@@ -182,17 +183,9 @@ def parameters_of(run: Finished) -> dict[str, Any]:
     """Dotted key -> value of all that makes the student; the seed of the training stands elsewhere."""
     found = {name: run.parameters[name] for name in SECTIONS if run.parameters.get(name) is not None}
     student = run.parameters["train"]["student"]
-    leaves = dict(_leaves({**found, "student": run.parameters["students"][student]}))
-    leaves.pop("train.seed")
-    return leaves
-
-
-def _leaves(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
+    of_run = dict(leaves({**found, "student": run.parameters["students"][student]}))
+    of_run.pop("train.seed")
+    return of_run
 
 
 def same_yardstick(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -9,9 +9,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    set_seed,
 )
 
 from stages import finetune
@@ -33,6 +30,7 @@ from tests.stages.tiny_tasks import (
     finetuning,
     kept_weights,
     stopping_after,
+    write_student,
     write_tasks,
 )
 from tests.stages.tiny_tokenizers import trained_byte_level
@@ -43,19 +41,7 @@ def project(make_project):
     """A project with a teacher (a BERT), a student (a DistilBERT) and tasks; `run(...)` fine-tunes."""
     made = make_project(finetune=finetuning({"SST-2": {}}))
     write_tasks(made.folder / "tasks")
-    tokenizer = load_tokenizer(made.artefacts.teacher)
-    set_seed(1)
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer),
-        dim=32,
-        n_layers=1,
-        n_heads=2,
-        hidden_dim=64,
-        max_position_embeddings=16,
-        initializer_range=0.3,
-    )
-    DistilBertForMaskedLM(config).save_pretrained(made.artefacts.student)
-    tokenizer.save_pretrained(made.artefacts.student)
+    write_student(made.artefacts)
     made.said = []
 
     class Says(Silent):

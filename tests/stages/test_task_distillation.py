@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     DistilBertConfig,
     DistilBertForMaskedLM,
-    set_seed,
 )
 
 from stages import cache_teacher, finetune
@@ -43,6 +42,7 @@ from tests.stages.tiny_tasks import (
     finetuning,
     kept_weights,
     stopping_after,
+    write_student,
     write_tasks,
 )
 from tests.stages.tiny_tokenizers import bert_like
@@ -83,19 +83,7 @@ def made(tokenized, tmp_path_factory):
     project.change()
     write_tasks(project.folder / "tasks")
     (project.folder / "tasks" / "SST-2" / "more.txt").write_text("\n".join(UNLABELLED) + "\n", encoding="utf-8")
-    tokenizer = load_tokenizer(project.artefacts.teacher)
-    set_seed(1)
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer),
-        dim=32,
-        n_layers=1,
-        n_heads=2,
-        hidden_dim=64,
-        max_position_embeddings=16,
-        initializer_range=0.3,
-    )
-    DistilBertForMaskedLM(config).save_pretrained(project.artefacts.student)
-    tokenizer.save_pretrained(project.artefacts.student)
+    write_student(project.artefacts)
     project.finetune(model="teacher", distil=False)
     for task in TASK_NAMES:
         project.cache(task)

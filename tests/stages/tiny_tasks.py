@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file
+from transformers import DistilBertConfig, DistilBertForMaskedLM, set_seed
 
 from stages.context import Silent
+from stages.models import load_tokenizer
 from tests.stages.tasks.files import squad_json, write_files
 
 WHO, DOES = ("the teacher", "a student"), ("reads", "stores", "copies", "forgets")
@@ -42,6 +44,23 @@ def write_tasks(folder):
     write_files(folder / "STS-B", dict.fromkeys(("train.tsv", "dev.tsv"), f"sentence1\tsentence2\tscore\n{pairs}"))
     articles = {who: [(f"{who} {does} a letter", [("who", [who.split()[1]])]) for does in DOES] for who in WHO}
     write_files(folder / "SQuAD", dict.fromkeys(("train-v1.1.json", "dev-v1.1.json"), squad_json(articles)))
+
+
+def write_student(artefacts):
+    """A student, a DistilBERT of random weights, beside its teacher, whose tokenizer it has."""
+    tokenizer = load_tokenizer(artefacts.teacher)
+    set_seed(1)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer),
+        dim=32,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=64,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+    )
+    DistilBertForMaskedLM(config).save_pretrained(artefacts.student)
+    tokenizer.save_pretrained(artefacts.student)
 
 
 class Counts(Silent):
