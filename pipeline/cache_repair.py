@@ -60,7 +60,8 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():
         raise IncompleteError(
-            f"{artefacts.cache} holds no cache; make one with `{artefacts.cache_command}` or fetch one with `dvc pull`"
+            f"{artefacts.cache} holds no cache; make one with `{artefacts.cache_command}` or fetch one with `dvc pull` or "
+            "`pipeline cache pull URL`"
         )
     folder = work if resumed else artefacts.cache
     splits = _splits_at(folder)

@@ -180,7 +180,7 @@ def _initial_folder(config: Config, context: Context, reader: CacheReader) -> Pa
     folder = context.artefacts.student_init(name)
     command = f"pipeline init-student {name}"
     place = (
-        " where the teacher is (models/teacher), then bring models/student-init here"
+        " where the teacher is (models/teacher), then bring models/student-init here (by `dvc pull`, or any copy)"
         if config.student.initialise == "teacher"
         else ""
     )

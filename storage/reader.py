@@ -148,7 +148,7 @@ def read_identity(folder: Path) -> tuple[CacheDescription, RootManifest]:
         if not (folder / name).is_file():
             raise IncompleteError(
                 f"{folder} has no {name}: no finished cache is there; "
-                "make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
+                "make one with `pipeline cache-teacher` or fetch one with `dvc pull` or `pipeline cache pull URL`"
             )
     # Versions and features first: the digests of a newer cache may be made otherwise.
     data = _read(folder, CACHE_FILE)

@@ -89,7 +89,7 @@ class CacheCheck:
     ) -> None:
         if not any((folder / name).exists() for name in (CACHE_FILE, MANIFEST_FILE, "shards", "manifest")):
             raise IncompleteError(
-                f"{folder} holds no cache; make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
+                f"{folder} holds no cache; make one with `pipeline cache-teacher` or fetch one with `dvc pull` or `pipeline cache pull URL`"
             )
         self.folder = folder
         self.problems: list[Problem] = []
@@ -322,7 +322,7 @@ def verify_cache(folder: Path, *, deep: bool = False, progress: Progress | None 
         if not (folder / name).is_file():
             raise IncompleteError(
                 f"{folder} has no {name}: no finished cache is there; "
-                "make one with `pipeline cache-teacher` or fetch one with `dvc pull`"
+                "make one with `pipeline cache-teacher` or fetch one with `dvc pull` or `pipeline cache pull URL`"
             )
     check = CacheCheck(folder)
     check.structure(progress)

@@ -29,6 +29,7 @@ DOCUMENTS = [
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 NOT_RUN = "# not run"
+PROMPT = re.compile(r"\w*\$ ")  # `$ `, or with the name of a machine where there are several
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -38,9 +39,9 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 
 def named_commands(text: str) -> Iterator[str]:
-    """Every command line that a document names: `$ ` lines of fenced blocks, and inline code."""
+    """Every command line that a document names: the lines of fenced blocks that begin with a prompt, and inline code."""
     for _, content in blocks(text):
-        yield from (line.removeprefix("$ ") for line in content.splitlines() if line.startswith("$ "))
+        yield from (line[prompt.end() :] for line in content.splitlines() if (prompt := PROMPT.match(line)))
     yield from CODE_SPAN.findall(FENCE.sub("", text))
 
 

@@ -19,10 +19,10 @@ import yaml
 
 from stages.config.base import merged
 from tests.pipeline.repository import GIT, Repository
+from tests.shown import FENCE, labels, missing
 from tests.tiny import ROOT
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALL = {
     "corpus": {"max_documents": 400},
     "tokenize": {"train": {"vocabulary_size": 300}},
@@ -35,18 +35,6 @@ SMALL = {
 }
 STEPS = {100: 4, 200: 6}
 """Of the student, by those of the tutorial."""
-
-
-def labels(output: str) -> list[str]:
-    """What names each line of an output, figures apart."""
-    firsts = [re.split(r" {2,}|\t", line.strip())[0] for line in output.splitlines() if line.strip()]
-    return [re.sub(r"[\d.,]+", "0", first) for first in firsts]
-
-
-def missing(shown: str, output: str) -> list[str]:
-    """The labels of the shown lines that do not come in the output after those before them."""
-    found = iter(labels(output))
-    return [label for label in labels(shown.replace("...\n", "")) if label not in found]
 
 
 def test_a_line_that_is_shown_has_to_come_in_its_place():

@@ -45,6 +45,8 @@ _FINAL_ERRNOS = frozenset(
 )  # fmt: skip
 _CLIENT_ERRORS_WORTH_ANOTHER_TRY = frozenset({408, 425, 429})
 _DENIED = re.compile("Credential|Authenticat|Unauthori[sz]ed|Forbidden|AccessDenied")
+_NO_BUCKET = re.compile("specified (bucket|container) does not exist")
+"""What S3, Google Cloud Storage and Azure say; to fsspec it is a missing file like any other."""
 
 
 class RemoteFolder:
@@ -153,7 +155,7 @@ class RemoteFolder:
 
         try:
             self._call("writing", name, put)
-        except FileNotFoundError as error:  # no such bucket
+        except FileNotFoundError as error:  # no such bucket, in words that are not known here
             raise RemoteError(f"{self.shown(name)}: writing failed: {_reason(error)}; check the URL") from error
 
     def remove(self, name: str) -> None:
@@ -188,11 +190,15 @@ class RemoteFolder:
         return f"{self._path}/{name}"
 
     def _call(self, what: str, name: str, operation: Callable[[], T]) -> T:
-        """The operation's result, tried again after transient errors. `FileNotFoundError` is the caller's to judge."""
+        """The operation's result, tried again after transient errors. `FileNotFoundError` of a file is the caller's to judge."""
         for attempt in range(1, self._attempts + 1):
             try:
                 return operation()
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _NO_BUCKET.search(str(error)):
+                    raise RemoteError(
+                        f"{self.shown(name)}: {what} failed: {_reason(error)}; check the URL and the store's endpoint, then {self.again}"
+                    ) from error
                 raise
             except Exception as error:  # each store's library has errors of its own
                 if _is_a_bug(error):

@@ -23,10 +23,16 @@ GIT = (
 
 
 class Repository:
-    """A git repository with DVC in it; `dvc` and `git` run there as a user's shell would."""
+    """A git repository with DVC in it; `dvc` and `git` run there as a user's shell would.
 
-    def __init__(self, folder: Path) -> None:
+    `environment`: in the place of this process's.
+    """
+
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
         self.folder = folder
+        if environment is not None:
+            self.environment = dict(environment)
+            return
         # DVC keeps state about repositories outside them; each test folder has its own.
         private = folder.parent / f".{folder.name}-private"
         self.environment = {

@@ -1,7 +1,6 @@
 """`pipeline init`: from a recipe to a project that DVC runs, in a checkout and where the package is installed."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +13,7 @@ from pipeline.cli import cli
 from pipeline.init import FILES, recipes
 from stages.config.base import merged
 from tests.pipeline.repository import Repository
+from tests.pipeline.wheel import build_wheel
 from tests.tiny import ROOT
 
 NAMES = list(recipes())
@@ -186,16 +186,8 @@ def test_dvc_runs_a_project_that_was_begun_to_its_end(begun):
 
 
 def test_the_installed_package_brings_the_recipes(tmp_path):
-    source, site = tmp_path / "source", tmp_path / "site"
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
-    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, check=True)
-    [wheel] = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(site)
-    shutil.rmtree(source)
+    site = tmp_path / "site"
+    zipfile.ZipFile(build_wheel(tmp_path)).extractall(site)
     command = [sys.executable, "-m", "pipeline", "init", "distilbert", "--into", "project"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
