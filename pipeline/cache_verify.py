@@ -13,8 +13,8 @@ from stages.config import MachineConfig
 from stages.config.base import build
 from stages.context import Context
 from stages.errors import StageError
+from storage.cache_check import NEXT, CacheCheck
 from storage.errors import CorruptError
-from storage.verify import NEXT, CacheCheck
 
 if TYPE_CHECKING:
     from stages.verify_against_teacher import Agreement
