@@ -46,8 +46,9 @@ from stages.batch_plan import BatchPlan
 from stages.batches import Batch, PlannedBatches, decoder_for
 from stages.config import Config, StudentConfig
 from stages.context import Artefacts
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head
-from stages.models import encoder_hidden, load_model_config
+from stages.models import load_model_config
 from stages.sequences import TokenStore
 from stages.sharing import Place
 from stages.students import build_student

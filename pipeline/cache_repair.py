@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.cache_verify import print_problems, run_checks
 from stages import cache_teacher
 from stages import device as tensor_device
-from stages.verify_against_teacher import hardware
+from stages.against_teacher.agreement import hardware
 from stages.cache_origin import Origin
 from stages.config import Config
 from stages.context import Context
