@@ -39,9 +39,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from measure import ROUNDS, Spread, arguments, finish, interleaved, ratio, rounds
-from teacher_project import build, configured, describe
+from teacher_project import build, configured, describe, teacher_in_the_loop
 from torch import Tensor
-from train_student import TEMPERATURE, Shapes, Student, attention, batches, hidden_of, synchronised, to_device
+from train_student import TEMPERATURE, Shapes, Student, batches, hidden_of, synchronised, to_device
 from transformers.utils import logging as transformers_logging
 
 from pipeline.environment import quiet_libraries
@@ -50,7 +50,6 @@ from stages.batches import Batch, decoder_for
 from stages.config import Config
 from stages.context import Artefacts
 from stages.heads import Head
-from stages.models import load_masked_lm
 from stages.sequences import TokenStore
 from stages.sharing import Place
 from stages.teacher_job import TeacherJob
@@ -111,12 +110,7 @@ class Online:
 
     def __init__(self, run: str, folder: Path, shapes: Shapes, student: Student) -> None:
         self.student, self.weights = student, settings(run).train.weights
-        self.teacher = load_masked_lm(
-            Artefacts(project=folder).teacher,
-            device=student.device,
-            attention=attention(student.device),
-            dtype=torch.float32 if student.device == "cpu" else torch.bfloat16,
-        ).eval()
+        self.teacher = teacher_in_the_loop(folder, student.device)
         mlm_alone = settings("full").train
         mlm_alone = replace(mlm_alone, weights=replace(mlm_alone.weights, kd=0.0, cos=0.0))
         self.batches = batches(CacheReader(folder / "cache"), shapes, wanted_by(mlm_alone))

@@ -29,9 +29,9 @@ from pipeline.environment import quiet_libraries
 from pipeline.summary import print_table
 from stages import device as tensor_device
 from stages.context import Artefacts
+from stages.forward_pass import encoder_states
 from stages.heads import Head
 from stages.masking import Masker
-from stages.models import encoder_states
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore
 from stages.sharing import Done, InProcess, Place

@@ -39,9 +39,10 @@ from stages.batches import Batch, PlannedBatches, Wanted, decoder_for, split_bat
 from stages.config import Config
 from stages.context import Context
 from stages.device import resolve_precision
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
-from stages.models import encoder_hidden, load_masked_lm
+from stages.models import load_masked_lm
 from stages.training.run import batch_plan
 from storage import CacheReader
 

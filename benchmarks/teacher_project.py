@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import BertConfig, BertForMaskedLM, set_seed
+import torch
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, set_seed
 
 from pipeline.params import read_config
 from stages.cache_description import cut_into_shards
 from stages.config import Config, cache_spec
 from stages.context import Artefacts
-from stages.models import weights_digest
+from stages.models import load_masked_lm, weights_digest
 from stages.sequences import (
     COUNTS,
     TOKENIZER,
@@ -125,4 +126,14 @@ def describe(config: Config, artefacts: Artefacts, shapes: TeacherShapes) -> Cac
         special_tokens=dict(SPECIAL),
         teacher_config={},
         splits={"train": train},
+    )
+
+
+def teacher_in_the_loop(folder: Path, device: str) -> PreTrainedModel:
+    """The teacher of a project, beside a student: in the arithmetic and with the attention that are fastest on short sequences."""
+    return load_masked_lm(
+        Artefacts(project=folder).teacher,
+        device=device,
+        attention="eager" if device == "cpu" else "sdpa",
+        dtype=torch.float32 if device == "cpu" else torch.bfloat16,
     )

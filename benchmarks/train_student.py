@@ -35,7 +35,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from measure import Spread, arguments, finish, forget_peak, interleaved, memory, ratio, rounds
-from teacher_project import TeacherShapes, build, configured, describe
+from teacher_project import TeacherShapes, build, configured, describe, teacher_in_the_loop
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -46,8 +46,9 @@ from stages.batch_plan import BatchPlan
 from stages.batches import Batch, PlannedBatches, decoder_for
 from stages.config import Config, StudentConfig
 from stages.context import Artefacts
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head
-from stages.models import encoder_hidden, load_masked_lm, load_model_config
+from stages.models import load_model_config
 from stages.sequences import TokenStore
 from stages.sharing import Place
 from stages.students import build_student
@@ -183,12 +184,7 @@ class Online:
     """The original recipe, as well as plain PyTorch does it: only real positions, only what the losses read."""
 
     def __init__(self, folder: Path, shapes: Shapes, student: Student, *, cosine: bool) -> None:
-        self.teacher = load_masked_lm(
-            Artefacts(project=folder).teacher,
-            device=student.device,
-            attention=attention(student.device),
-            dtype=torch.float32 if student.device == "cpu" else torch.bfloat16,
-        ).eval()
+        self.teacher = teacher_in_the_loop(folder, student.device)
         self.student, self.cosine = student, cosine
         self.weights = settings("balanced_all").train.weights
         reader = CacheReader(folder / "balanced_all")
@@ -236,11 +232,6 @@ def batches(reader: CacheReader, shapes: Shapes, wanted: Any) -> Iterator[Batch]
             pin_memory=torch.cuda.is_available(),
         )
     )
-
-
-def attention(device: str) -> str:
-    """What is fastest for short sequences."""
-    return "eager" if device == "cpu" else "sdpa"
 
 
 def hidden_of(model: PreTrainedModel, batch: Batch) -> Tensor:

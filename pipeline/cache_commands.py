@@ -70,7 +70,7 @@ def info(folder: Path | None, project: Path, teacher: str | None, task: str | No
     "sequences",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Also run N sequences of the cache through models/teacher and compare.",
+    help="Also run N sequences of the cache through its teacher and compare.",
 )
 @click.option(
     "--device",

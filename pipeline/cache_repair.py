@@ -15,11 +15,11 @@ from typing import Any
 from pipeline.cache_verify import print_problems, run_checks
 from stages import cache_teacher
 from stages import device as tensor_device
+from stages.against_teacher.agreement import hardware
 from stages.cache_origin import Origin
 from stages.config import Config
 from stages.context import Context
 from stages.outputs import write_text
-from stages.verify_against_teacher import hardware
 from storage import (
     SPLITS,
     CacheDescription,
@@ -30,10 +30,10 @@ from storage import (
     canonical_json,
     differing_fields,
 )
+from storage.cache_check import CacheCheck
 from storage.errors import CacheError, CorruptError, IncompleteError, MismatchError
 from storage.manifest import CACHE_FILE, manifest_file
 from storage.taken_back import fingerprint_at, read_root_manifest, root_digest_before
-from storage.verify import CacheCheck
 
 
 @dataclass(frozen=True, kw_only=True)

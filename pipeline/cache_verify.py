@@ -13,11 +13,11 @@ from stages.config import MachineConfig
 from stages.config.base import build
 from stages.context import Context
 from stages.errors import StageError
+from storage.cache_check import NEXT, CacheCheck
 from storage.errors import CorruptError
-from storage.verify import NEXT, CacheCheck
 
 if TYPE_CHECKING:
-    from stages.verify_against_teacher import Agreement
+    from stages.against_teacher.agreement import Agreement
 
 UNCHANGED = "nothing was changed"
 
@@ -79,7 +79,7 @@ def _against_teacher(check: CacheCheck, context: Context, sequences: int, device
     from dataclasses import replace
 
     from stages import device as tensor_device
-    from stages.verify_against_teacher import compare_with_teacher
+    from stages.against_teacher.compare import compare_with_teacher
     from storage import CacheReader
 
     recorded = [manifest.computed_with.get("threads") for manifest in check.shards.values()]

@@ -128,15 +128,8 @@ def teacher(config: Config, context: Context, name: str | None) -> None:
     type=click.IntRange(min=1),
     help="Tokens to run through the teacher, about; more is closer, and slower.",
 )
-@click.option(
-    "--json",
-    "target",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    help="Also write the plan there as JSON; -: to stdout, and nothing else.",
-)
 @stage_command(takes_root=True, takes_teacher=True, own_json=True, logged=False)
-def plan(config: Config, context: Context, worker_counts: list[int], sample_tokens: int, target: str | None) -> None:
+def plan(config: Config, context: Context, worker_counts: list[int], sample_tokens: int, json_file: str | None) -> None:
     """Say what a cache will cost, and when it pays.
 
     Reads data/tokens and models/teacher, runs the teacher on a small sample, and writes nothing: size by preset, room and speed of
@@ -145,7 +138,7 @@ def plan(config: Config, context: Context, worker_counts: list[int], sample_toke
     """
     from pipeline import plan as planning
 
-    planning.make(config, context, workers=worker_counts, sample_tokens=sample_tokens, target=target)
+    planning.make(config, context, workers=worker_counts, sample_tokens=sample_tokens, json_file=json_file)
 
 
 @cli.command("cache-teacher")
@@ -288,7 +281,7 @@ def evaluate(
     is_flag=True,
     help="Learn from the fine-tuned teacher's cached answers (pipeline cache-teacher --task): results are called NAME-distilled.",
 )
-@stage_command(takes_root=True)
+@stage_command(takes_root=True, takes_dry_run=True)
 def finetune(
     config: Config,
     context: Context,

@@ -24,6 +24,7 @@ from stages.config import CompareConfig, Config, load_config, suggest, to_plain
 from stages.context import Context, Figure, Progress, Silent
 from stages.errors import ConfigError, InputError
 from stages.figures import PREDICTION
+from stages.finetuning.summary import TaskScores
 from stages.models import DIGEST_SHOWN, weights_digest
 from stages.outputs import write_json, write_text
 from stages.training.run import settings_of
@@ -37,15 +38,17 @@ Plans = Mapping[str, Mapping[int, Config]]
 """Run -> seed -> its parameters."""
 
 
-def compare(config: Config, context: Context) -> None:
+def compare(config: Config, context: Context) -> dict[str, Any]:
     """Train and evaluate every run of `compare.runs` for every seed; write runs/comparison.json and runs/comparison.md.
 
-    Beside them in the table: the teacher, from its cached targets, and the student of `train` before its training.
+    Beside them in the table: the teacher, from its cached targets, and the student of `train` before its training. Returns what the
+    JSON file holds.
+
     Raises `ConfigError` where the parameters name no runs or a run contradicts them, and what the stages raise.
     """
-    plans = _plans(config)
+    plans = plans_of(config)
     _check(config, context, plans)
-    quiet = replace(context, progress=_WithoutTables(context.progress))
+    quiet = without_tables(context)
     untrained = _before_training(config, quiet)
     figures: dict[str, list[dict[str, Any]]] = {}
     for number, (name, seeds) in enumerate(plans.items(), start=1):
@@ -53,37 +56,39 @@ def compare(config: Config, context: Context) -> None:
         for seed, run_config in seeds.items():
             context.progress.message(f"{name}, seed {seed} (run {number} of {len(plans)})")
             figures[name].append(_run(run_config, quiet, run_folder(name, seed)))
-    _publish(config, context, figures, untrained, open_cache(config, context).root_digest)
+    return _publish(config, context, figures, untrained, open_cache(config, context).root_digest)
 
 
-def only(config: Config, context: Context, name: str) -> None:
+def only(config: Config, context: Context, name: str) -> dict[str, Any]:
     """Train and evaluate one run of `compare.runs` for every seed, and show no table; of `BEFORE`, evaluate the initial weights.
+
+    Returns `run`, its name, `seeds` and `figures`: those of train.json and evaluation.json, once per seed.
 
     Raises as `compare` does, and `ConfigError` for a name that is none of these.
     """
-    plans = _plans(config)
+    plans = plans_of(config)
     if name == BEFORE:
         _check(config, context, {})
-        _before_training(config, context)
-        return
-    if name not in plans:
-        raise ConfigError(f"run {name!r} is not in compare.runs; {suggest(name, [*plans, BEFORE])}")
+        return {"run": name, "seeds": [], "figures": [_before_training(config, context)]}
+    require_run(name, plans)
     _check(config, context, {name: plans[name]})
+    figures = []
     for seed, run_config in plans[name].items():
         context.progress.message(f"{name}, seed {seed}")
-        _run(run_config, context, run_folder(name, seed))
+        figures.append(_run(run_config, context, run_folder(name, seed)))
+    return {"run": name, "seeds": list(plans[name]), "figures": figures}
 
 
-def gather(config: Config, context: Context) -> None:
-    """Write what `compare` writes, of runs that are there: nothing is trained, and no cache is read.
+def gather(config: Config, context: Context) -> dict[str, Any]:
+    """Write and return what `compare` does, of runs that are there: nothing is trained, and no cache is read.
 
     Raises `InputError` for a run that is missing, that was trained with other parameters or from another cache than these, or whose
     student is not the one that was evaluated.
     """
-    plans = _plans(config)
-    untrained = _gathered_before_training(config, context)
+    plans = plans_of(config)
+    untrained = gathered_before_training(config, context)
     figures = {
-        name: [_gathered(run_config, context, name, seed) for seed, run_config in seeds.items()]
+        name: [gathered(run_config, context, name, seed) for seed, run_config in seeds.items()]
         for name, seeds in plans.items()
     }
     digests = {run["cache_root_digest"] for runs in figures.values() for run in runs}
@@ -94,7 +99,7 @@ def gather(config: Config, context: Context) -> None:
             f"the runs are not all of one cache, the one of cache/figures.json ({(here or 'not here')[:12]}): {of_runs}; run the "
             "others again: pipeline compare --only NAME"
         )
-    _publish(config, context, figures, untrained, digests.pop())
+    return _publish(config, context, figures, untrained, digests.pop())
 
 
 def folders_of(config: Config) -> dict[str, str]:
@@ -102,7 +107,8 @@ def folders_of(config: Config) -> dict[str, str]:
     return {name: slug(name) for name in (config.compare.runs if config.compare else ())}
 
 
-def _plans(config: Config) -> Plans:
+def plans_of(config: Config) -> Plans:
+    """Every run of `compare.runs`. Raises `ConfigError` where there are none, or a run contradicts the parameters."""
     comparison = config.compare
     if comparison is None:
         raise ConfigError(
@@ -110,6 +116,12 @@ def _plans(config: Config) -> Plans:
         )
     _check_names(comparison)
     return {name: {seed: config.of_run(name, seed) for seed in comparison.seeds} for name in comparison.runs}
+
+
+def require_run(name: str, plans: Plans) -> None:
+    """Raise `ConfigError` for a name that is neither a run's nor `BEFORE`."""
+    if name not in (*plans, BEFORE):
+        raise ConfigError(f"run {name!r} is not in compare.runs; {suggest(name, [*plans, BEFORE])}")
 
 
 def _check(config: Config, context: Context, plans: Plans) -> None:
@@ -155,7 +167,7 @@ def _run(config: Config, context: Context, name: str) -> dict[str, Any]:
     return {**found.training, **found.evaluation}
 
 
-def _gathered(config: Config, context: Context, name: str, seed: int) -> dict[str, Any]:
+def gathered(config: Config, context: Context, name: str, seed: int) -> dict[str, Any]:
     """The figures of a run that is there, of these parameters. Raises `InputError`."""
     folder = context.artefacts.of_run(run_folder(name, seed)).runs
     shown, again = context.artefacts.shown(folder), f'run: pipeline compare --only "{name}"'
@@ -186,7 +198,7 @@ def _identity(config: Config) -> dict[str, Any]:
     return {"train": settings_of(config.train), "student": to_plain(config.student)}
 
 
-def _gathered_before_training(config: Config, context: Context) -> Mapping[str, Any]:
+def gathered_before_training(config: Config, context: Context) -> Mapping[str, Any]:
     """The same of the initial weights of `train.student`."""
     folder, initial = context.artefacts.of_run(BEFORE).runs, context.artefacts.student_init(config.train.student)
     found = Finished(folder=folder).evaluation
@@ -208,14 +220,14 @@ def _publish(
     figures: Mapping[str, Sequence[Mapping[str, Any]]],
     untrained: Mapping[str, Any],
     cache_root_digest: str,
-) -> None:
+) -> dict[str, Any]:
     split, objective = config.evaluate.split, config.teacher.objective
     assert config.compare is not None, "there are runs"
     seeds, against = config.compare.seeds, config.compare.against
     rows = [
-        replace(Row.teacher(untrained, objective), scores=_scores(context, {"models/teacher": None})),
+        replace(Row.teacher(untrained, objective), achieved=_achieved(context, {"models/teacher": None})),
         Row.untrained(untrained),
-        *(Row.of_runs(name, runs, _scores(context, _models(name, seeds, runs))) for name, runs in figures.items()),
+        *(Row.of_runs(name, runs, _achieved(context, _models(name, seeds, runs))) for name, runs in figures.items()),
     ]
     base = next((row for row in rows if row.name == against), None)
     others = [row for row in rows if row.trained and row is not base]
@@ -241,6 +253,9 @@ def _publish(
     if base is not None:
         differences = [variation_cells(row, base, objective, tasks) for row in others]
         context.progress.table(f"difference from {base.name}", columns, differences)
+        for said in (said for row in others for said in row.scored_as(base)[1]):
+            context.progress.message(said)
+    return content
 
 
 def _models(name: str, seeds: Sequence[int], runs: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
@@ -250,9 +265,9 @@ def _models(name: str, seeds: Sequence[int], runs: Sequence[Mapping[str, Any]]) 
     }
 
 
-def _scores(context: Context, models: Mapping[str, str | None]) -> dict[str, list[float]]:
-    """Task -> the scores of those models that were fine-tuned, under the names that `finetune` gives by itself."""
-    scores: dict[str, list[float]] = {}
+def _achieved(context: Context, models: Mapping[str, str | None]) -> dict[str, list[TaskScores]]:
+    """Task -> what those models achieved that were fine-tuned, under the names that `finetune` gives by itself."""
+    achieved: dict[str, list[TaskScores]] = {}
     for model, weights in models.items():
         by_name, left_out = scores_of(context.artefacts.finetuning, model, weights)
         for name in left_out:
@@ -260,8 +275,8 @@ def _scores(context: Context, models: Mapping[str, str | None]) -> dict[str, lis
                 f"scores of {name} are of weights that {model} no longer has; run: pipeline finetune --replace --model {model}"
             )
         for task, of_task in by_name.get(name_of(model), {}).items():
-            scores.setdefault(task, []).append(of_task.score)
-    return scores
+            achieved.setdefault(task, []).append(of_task)
+    return achieved
 
 
 def run_folder(name: str, seed: int) -> str:
@@ -274,8 +289,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+def without_tables(context: Context) -> Context:
+    """The same place, which shows what stages do and leaves out their summaries and tables."""
+    return replace(context, progress=_WithoutTables(context.progress))
+
+
 class _WithoutTables(Silent):
-    """Passes on what the stages of a run do, and leaves out their summaries: the comparison has one table for all."""
+    """Passes on all but summaries and tables."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.completion import declared
+from pipeline.option_values import STDOUT
 from pipeline.stage_command import stage_command
 
 if TYPE_CHECKING:
@@ -26,20 +27,13 @@ if TYPE_CHECKING:
 )
 @click.option("--gather", is_flag=True, help="Train nothing: make the table of runs that are all there.")
 @click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    help="With RUN: also write the figures there as JSON; -: to stdout, and nothing else.",
-)
-@click.option(
     "--markdown",
     "markdown_file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
     help="With RUN: also write the tables there.",
 )
-@stage_command(takes_root=True, own_json=True)
+@stage_command(takes_root=True, takes_dry_run=True, own_json=True)
 def compare(
     config: Config,
     context: Context,
@@ -58,20 +52,30 @@ def compare(
     With RUN nothing is trained: held-out figures, scores, size, speed, times, caches and differing parameters of these runs, side by
     side. RUN is a run of compare.runs, student, teacher, or the folder of another project or of its runs (docs/ablation.md).
     """
-    if bool(runs) + (name is not None) + gather > 1:
-        raise click.UsageError("RUN, --only and --gather exclude each other: give one of them")
-    if not runs and (json_file is not None or markdown_file is not None):
-        raise click.UsageError("--json and --markdown are for RUN: without, runs/comparison.json and .md are written")
+    refuse_several(runs, name, gather)
+    if not runs and markdown_file is not None:
+        raise click.UsageError("--markdown is for RUN: without, runs/comparison.md is written")
     from pipeline import compare as comparison
+    from pipeline.json_results import write_json_file
 
     if runs:
         from pipeline.comparison import side_by_side
 
         folders = comparison.folders_of(config)
         side_by_side.show(context, runs, folders=folders, json_file=json_file, markdown_file=markdown_file)
-    elif name is not None:
-        comparison.only(config, context, name)
+        return
+    if json_file == STDOUT:
+        context = comparison.without_tables(context)
+    if name is not None:
+        found = comparison.only(config, context, name)
     elif gather:
-        comparison.gather(config, context)
+        found = comparison.gather(config, context)
     else:
-        comparison.compare(config, context)
+        found = comparison.compare(config, context)
+    write_json_file(found, json_file, context.progress, "the figures are")
+
+
+def refuse_several(runs: tuple[str, ...], name: str | None, gather: bool) -> None:
+    """Raise `click.UsageError` where more than one form is asked for."""
+    if bool(runs) + (name is not None) + gather > 1:
+        raise click.UsageError("RUN, --only and --gather exclude each other: give one of them")

@@ -22,11 +22,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "torchrun --nproc-per-node 2 -m pipeline train-student",
     ),
     "evaluate": ("pipeline evaluate --json", "pipeline evaluate --speed --batch-sizes 1,8,32"),
-    "finetune": ("pipeline finetune SST-2 --model student", "pipeline finetune --distil"),
+    "finetune": (
+        "pipeline finetune --dry-run",
+        "pipeline finetune SST-2 --model student",
+        "pipeline finetune --distil",
+    ),
     "report": ("pipeline report",),
     "compare": (
         "pipeline compare",
-        "pipeline compare --gather",
+        "pipeline compare --gather --json -",
         "pipeline compare runs ../other/runs --json -",
     ),
     "cache": ("pipeline cache info", "pipeline cache verify --deep"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from stages.context import Figure
+from pipeline.option_values import STDOUT
+from stages.context import Figure, Progress
+from stages.outputs import write_text
 
 
 class JsonResults:
@@ -35,6 +38,16 @@ class JsonResults:
         """Print."""
         results = {"command": self._command, "results": self._results}
         click.echo(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def write_json_file(content: Any, target: str | None, progress: Progress, what: str) -> None:
+    """Write `content` as JSON to the file `target` and say that `what` is there; `-`: to stdout; None: nowhere."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if target == STDOUT:
+        click.echo(text, nl=False)
+    elif target is not None:
+        write_text(Path(target), text)
+        progress.message(f"{what} in {target}")
 
 
 def _finite(value: Figure) -> Figure | None:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from storage import Part
 
 
+STDOUT = "-"
+"""As the name of a file to write."""
+
+
 def numbers(_context: click.Context, _option: click.Parameter, value: str) -> list[int]:
     """Integers above 0, separated by commas."""
     parts = [part.strip() for part in value.split(",")]
@@ -36,3 +40,10 @@ def folder_name(_context: click.Context, _option: click.Parameter, value: str | 
     if value is not None and not re.fullmatch(r"\w[\w.-]*", value):
         raise click.BadParameter(f"{value!r} is no name for a folder: letters, digits, and then also . - _")
     return value
+
+
+def prints_json(json_file: str | None) -> bool:
+    """Whether a dry run is to print JSON. Raises `click.UsageError` for a file, as it writes none."""
+    if json_file not in (None, STDOUT):
+        raise click.UsageError("--dry-run writes nothing: give --json - for JSON on stdout")
+    return json_file == STDOUT

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import click
-
+from pipeline.json_results import write_json_file
+from pipeline.option_values import STDOUT
 from pipeline.progress import counted, duration
 from stages import plan as stage
 from stages.config import Config
 from stages.context import Context, Progress
-from stages.outputs import write_text
 from stages.report_page.units import NO_BREAK, data_size
 
 Json = Mapping[str, Any]
-STDOUT = "-"
 UNSTEADY = 2.0
 """Between the fastest and the slowest piece: more is not the text's doing."""
 
 
-def make(config: Config, context: Context, *, workers: Sequence[int], sample_tokens: int, target: str | None) -> None:
-    """Plan, and print tables; `target` is the file that gets the JSON, or `-`: stdout, which then gets nothing else."""
+def make(
+    config: Config, context: Context, *, workers: Sequence[int], sample_tokens: int, json_file: str | None
+) -> None:
+    """Plan, and print tables; `json_file` gets the plan as JSON, and where it is `-`, stdout gets that and nothing else."""
     planned = stage.run(config, context, workers=workers, sample_tokens=sample_tokens)
-    text = json.dumps(planned, indent=2, ensure_ascii=False) + "\n"
-    if target == STDOUT:
-        click.echo(text, nl=False)
-        return
-    show(planned, context.progress)
-    if target is not None:
-        write_text(Path(target), text)
-        context.progress.message(f"the plan is in {target}")
+    if json_file != STDOUT:
+        show(planned, context.progress)
+    write_json_file(planned, json_file, context.progress, "the plan is")
 
 
 def show(planned: Json, progress: Progress) -> None:

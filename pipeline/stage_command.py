@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from pipeline.completion import declared, parameter_keys
+from pipeline.option_values import prints_json
 
 if TYPE_CHECKING:
     from stages.config import Config
@@ -47,6 +48,14 @@ OPTIONS = (
 )
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else.")
+
+JSON_FILE = click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Also write the figures there as JSON; -: to stdout, and nothing else.",
+)
 
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Say what is there and what would be done; do nothing and write nothing."
@@ -108,8 +117,8 @@ def stage_command(
     `takes_root=True` is for one that reads or writes the cache where it may lie at a remote root, `takes_workers=True` for one
     that can have its work done by other processes, `takes_teacher=True` for one whose cache may be that of a further teacher: it
     sees that teacher in the place of the main one. `takes_task=True`: it may be that of a downstream task.
-    `takes_dry_run=True` is for one that `pipeline.dry_run` knows; `own_json=True` for one with a `--json` of its own,
-    `logged=False` for one that writes nothing into the project.
+    `takes_dry_run=True` is for one that `pipeline.dry_run` knows; `own_json=True` for one that is given a
+    `json_file` and writes a form of its own there, `logged=False` for one that writes nothing into the project.
     """
 
     def decorate(body: Body[P]) -> Callable[..., None]:
@@ -142,6 +151,8 @@ def stage_command(
                 from pipeline.dry_run import preview_of
 
                 meant = preview_of(command)
+                if own_json:
+                    as_json = prints_json(arguments.pop("json_file"))
             chosen = meant if name is None else of_teacher(meant, name)
             execute(
                 functools.partial(chosen if task is None else of_task(meant, task), **arguments),
@@ -162,7 +173,7 @@ def stage_command(
 
         options = (
             *OPTIONS,
-            *(() if own_json else (JSON,)),
+            JSON_FILE if own_json else JSON,
             *((DRY_RUN,) if takes_dry_run else ()),
             *((ROOT,) if takes_root else ()),
             *(WORKERS if takes_workers else ()),

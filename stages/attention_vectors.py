@@ -108,14 +108,17 @@ def projections(model: PreTrainedModel, block: int) -> dict[PartName, Projection
     """Where the self-attention of a block, counted from 1, puts out queries, keys and values. Raises as `AttentionTaps`."""
     blocks, kind = blocks_of(model), model.config.model_type
     if not 1 <= block <= len(blocks):
-        raise InputError(f"block {block} of a model of type {kind!r} is asked for; it has 1 to {len(blocks)}")
+        raise InputError(
+            f"block {block} of a model of type {kind!r} is asked for; expected 1 to {len(blocks)} (cache.attention_layers)"
+        )
     leaves = [
         (name.rpartition(".")[2], module) for name, module in blocks[block - 1].named_modules() if _width(module) > 0
     ]
     settings = model.config.get_text_config(decoder=True)
     if not hasattr(settings, "num_attention_heads"):
         raise InputError(
-            f"models of type {kind!r} have no self-attention: there are no queries, keys and values to read"
+            f"models of type {kind!r} have no self-attention: there are no queries, keys and values to read; expected another model, or "
+            "cache.attention_vectors: null"
         )
     heads = int(settings.num_attention_heads)
     key_heads = int(getattr(settings, "num_key_value_heads", None) or heads)

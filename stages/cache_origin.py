@@ -15,9 +15,10 @@ from stages.task_cache.description import describe_task, require_examples
 from stages.task_cache.encode import encode_examples
 from stages.task_cache.examples import TaskExamples
 from stages.task_cache.job import TaskJob
-from stages.task_cache.teacher import with_teacher
+from stages.task_cache.teacher import require_unseen, with_teacher
 from stages.task_models import BaseModel
 from stages.tasks import TASKS
+from stages.tasks.data import read_task
 from stages.teacher_job import TeacherJob
 from storage import SPLITS, CacheDescription, Split
 
@@ -55,7 +56,9 @@ class Origin:
         base = BaseModel.of(context.artefacts.teacher, {task.head})
         training = base.fitting(settings.training_of(name), name, context.progress.message)
         task.check(base.tokenizer, training, name)
-        examples = encode_examples(name, task, settings, training, base, context)
+        read = read_task(settings, name, task, context.artefacts.project, context.progress.message)
+        require_unseen(read.digests, settings.settings_of(name), context)
+        examples = encode_examples(name, task, settings, training, base, read, context)
         tokens = TokenStore.open(context.artefacts.tokens)
         description = describe_task(config, context, tokens, examples)
         return cls(config=config, context=context, tokens=tokens, description=description)

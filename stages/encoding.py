@@ -50,12 +50,14 @@ class Framing:
                 break
         else:
             raise InputError(
-                "the tokenizer gives no token for any entry of its vocabulary; expected one that encodes text"
+                "the tokenizer gives no token for any entry of its vocabulary; expected one that encodes text; choose another in "
+                "params.yaml (tokenize)"
             )
         first, last = np.flatnonzero(~added)[[0, -1]]
         if added[first : last + 1].any():
             raise InputError(
-                "the tokenizer puts special tokens into the middle of a text; expected them before and after"
+                "the tokenizer puts special tokens into the middle of a text; expected them before and after; choose another "
+                "in params.yaml (tokenize)"
             )
         suffix = tuple(encoding.ids[last + 1 :])
         ends = (tokenizer.sep_token_id if tokenizer.sep_token_id in suffix else None, tokenizer.eos_token_id)
@@ -98,7 +100,7 @@ class Encoder:
         if sequence_tokens <= framing.size:
             raise InputError(
                 f"tokenize.sequence_tokens is {sequence_tokens}, of which the tokenizer's special tokens take "
-                f"{framing.size}; expected room for one token more"
+                f"{framing.size}; expected at least {framing.size + 1}; raise it"
             )
         if packing == "full" and framing.separator is None:
             raise InputError(

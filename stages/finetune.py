@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
-from stages.config import Config, FinetuneConfig, TaskTraining, to_plain
+from stages.config import Config
 from stages.config.task_cache import finetuning
 from stages.context import Context
-from stages.device import Precision, resolve_precision
 from stages.errors import InputError
-from stages.finetuning.cached import CachedTask, open_task
+from stages.finetuning.job import Job
 from stages.finetuning.learned import Learned
 from stages.finetuning.outputs import outputs_of
 from stages.finetuning.results import (
-    VERSION,
     chosen_by,
     finished,
     kept_seeds,
@@ -37,9 +35,9 @@ from stages.models import DIGEST_SHOWN, count_parameters
 from stages.outputs import whole_folder, write_json
 from stages.provenance import package_versions
 from stages.tasks import TASKS
-from stages.tasks.data import TaskData, check_task, examples_digest, read_evaluation, read_task
+from stages.tasks.data import TaskData, examples_digest, read_evaluation, read_task
 from stages.tasks.task import Encoded, Task
-from stages.tasks.zero_shot import OtherTasks, check_zero_shot, read_zero_shot
+from stages.tasks.zero_shot import OtherTasks, read_zero_shot
 from stages.training.checkpoints import Checkpoints
 from storage.files import discard
 from storage.identity import canonical_json
@@ -47,20 +45,6 @@ from storage.locking import lock
 
 _EAGER_TOKENS = 128
 """On a CPU, attention on inputs of up to so many tokens is faster without a fused kernel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One task for one model."""
-
-    name: str
-    task: Task[Any]
-    training: TaskTraining
-    subject: Subject
-    settings: FinetuneConfig
-    precision: Precision
-    cached: CachedTask | None
-    """What it learns from instead of the task's training examples."""
 
 
 def run(
@@ -87,41 +71,26 @@ def run(
     """
     settings = finetuning(config)
     names = list(dict.fromkeys(tasks)) or list(settings.tasks)
-    kinds = {task: TASKS[settings.kind_of(task)] for task in names}
-    subject = Subject.of(model, name, {task.head for task in kinds.values()}, context, distil=distil)
-    base = subject.base
-    precision = resolve_precision(settings.precision, context.device)
-    jobs = [
-        _Job(
-            name=task_name,
-            task=task,
-            training=base.fitting(settings.training_of(task_name), task_name, context.progress.message),
-            subject=subject,
-            settings=settings,
-            precision=precision,
-            cached=open_task(config, context, task_name, task, base) if distil else None,
-        )
-        for task_name, task in kinds.items()
-    ]
+    heads = {TASKS[settings.kind_of(task)].head for task in names}
+    subject = Subject.of(model, name, heads, context, distil=distil)
+    jobs = [Job.of(config, context, task, subject, distil=distil) for task in names]
     for job in jobs:  # what would be refused is refused before the first of them takes an hour
-        validated = settings.settings_of(job.name).validation is not None
-        check_task(settings, job.name, job.task, context.artefacts.project, learning=validated or not distil)
-        check_zero_shot(settings, job.name, context.artefacts.project)
-        job.task.check(base.tokenizer, job.training, job.name)
-        _clear(job, _parameters(job), replace_others, context)
-    write_model(subject.results, {"path": subject.path, "weights": subject.weights, "kind": base.kind})
+        job.check(context)
+        if not replace_others:  # otherwise they stay until those that replace them are begun
+            _clear(job, job.parameters, replace_others, context)
+    write_model(subject.results, {"path": subject.path, "weights": subject.weights, "kind": subject.base.kind})
     for job in jobs:
         _do(job, replace_others, context)
     publish_summary(context)
 
 
-def _do(job: _Job, replace_others: bool, context: Context) -> None:
+def _do(job: Job, replace_others: bool, context: Context) -> None:
     """All seeds of a task."""
     data = _data(job, context)
     others = read_zero_shot(job.settings, job.name, context.artefacts.project, context.progress.message)
     beside = {f"zero_shot {name}": examples_digest(sets) for name, (_, sets) in others.items()}
     learned = {} if job.cached is None else {"train": job.cached.examples}
-    identity = {**_parameters(job), "data": {**data.digests, **learned, **beside}}
+    identity = {**job.parameters, "data": {**data.digests, **learned, **beside}}
     _clear(job, identity, replace_others, context)
     identities = {seed: {**identity, "seed": seed} for seed in job.settings.seeds}
     missing = [
@@ -138,7 +107,7 @@ def _do(job: _Job, replace_others: bool, context: Context) -> None:
         _do_seed(job, seed, identities[seed], data, encoded, context)
 
 
-def _clear(job: _Job, identity: dict[str, Any], replace_others: bool, context: Context) -> None:
+def _clear(job: Job, identity: dict[str, Any], replace_others: bool, context: Context) -> None:
     """Refuse, or remove, results that are not of this identity: one table must not mix them. Raises `InputError`."""
     others = other_results(job.subject.results, job.name, identity)
     if not others:
@@ -154,23 +123,7 @@ def _clear(job: _Job, identity: dict[str, Any], replace_others: bool, context: C
     context.progress.message(f"{job.name}: removed {len(others)} results of other parameters, weights or data")
 
 
-def _parameters(job: _Job) -> dict[str, Any]:
-    """What determines a result, but for its data and its seed."""
-    return {
-        "version": VERSION,
-        "kind": job.task.kind,
-        "training": to_plain(job.training),
-        "weights": job.subject.weights,
-        **({} if job.cached is None else {"distillation": _distillation(job.cached)}),
-        "tokenizer": job.subject.base.tokenizer_as_loaded,
-    }
-
-
-def _distillation(cached: CachedTask) -> dict[str, Any]:
-    return {**to_plain(cached.distillation), "cache": cached.reader.root_digest}
-
-
-def _data(job: _Job, context: Context) -> TaskData[Any]:
+def _data(job: Job, context: Context) -> TaskData[Any]:
     """The task's examples; of one that is learned from a cache, those that it is scored on, and chosen by."""
     where = (job.settings, job.name, job.task, context.artefacts.project, context.progress.message)
     if job.cached is None:
@@ -189,7 +142,7 @@ def _data(job: _Job, context: Context) -> TaskData[Any]:
     return replace(data, train=())
 
 
-def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Learned, Examination]:
+def _encoded(job: Job, data: TaskData[Any], others: OtherTasks, context: Context) -> tuple[Learned, Examination]:
     """The inputs of the training, and those that the model is scored on."""
     scored = (data.evaluation, data.validation, *(sets for _, sets in others.values()))
     total = len(data.train) + sum(len(examples) for sets in scored for examples in sets.values())
@@ -206,7 +159,7 @@ def _encoded(job: _Job, data: TaskData[Any], others: OtherTasks, context: Contex
     return Learned.of(encode(job.task, data.train, learning=True).rows), examination
 
 
-def _from_cache(job: _Job, context: Context) -> Learned:
+def _from_cache(job: Job, context: Context) -> Learned:
     assert job.cached is not None
     context.progress.begin(f"read the cache of {job.name}", job.cached.shards, "shards")
 
@@ -226,7 +179,7 @@ def _counted(context: Context) -> Callable[[int], None]:
 
 
 def _do_seed(
-    job: _Job,
+    job: Job,
     seed: int,
     identity: dict[str, Any],
     data: TaskData[Any],

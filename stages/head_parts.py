@@ -43,7 +43,8 @@ def head_parts(model: PreTrainedModel) -> tuple[tuple[dict[str, Any], ...], dict
     projection: Any = cast("Any", model).get_output_embeddings()  # transformers leaves it untyped
     if not isinstance(projection, nn.Linear):
         raise InputError(
-            f"the head of models of type {kind!r} is not known: it has no output projection that is a matrix"
+            f"the head of models of type {kind!r} is not known: it has no output projection that is a matrix; "
+            "expected dense, activation, layer norm and projection (docs/teachers.md)"
         )
     modules: dict[str, nn.Module] = {}
     activation = _WRITTEN_AS_A_FUNCTION
@@ -53,7 +54,10 @@ def head_parts(model: PreTrainedModel) -> tuple[tuple[dict[str, Any], ...], dict
         if isinstance(part, nn.Linear | nn.LayerNorm):
             role = "dense" if isinstance(part, nn.Linear) else "norm"
             if role in modules:
-                raise InputError(f"the head of models of type {kind!r} is not known: it has more than one {role} step")
+                raise InputError(
+                    f"the head of models of type {kind!r} is not known: it has more than one {role} step; "
+                    "expected dense, activation, layer norm and projection (docs/teachers.md), once each"
+                )
             modules[role] = part
         elif type(part) in _ACTIVATIONS:
             activation = _ACTIVATIONS[type(part)]
@@ -64,8 +68,8 @@ def head_parts(model: PreTrainedModel) -> tuple[tuple[dict[str, Any], ...], dict
             )
         elif next(part.parameters(), None) is not None:
             raise InputError(
-                f"the head of models of type {kind!r} is not known: it has a {type(part).__name__}; expected dense, "
-                "activation, layer norm and projection"
+                f"the head of models of type {kind!r} is not known: it has a {type(part).__name__}; "
+                "expected dense, activation, layer norm and projection (docs/teachers.md)"
             )
     modules["projection"] = projection
     tensors = {f"{role}.{name}": tensor for role, module in modules.items() for name, tensor in _parameters(module)}
@@ -89,7 +93,10 @@ def head_parts(model: PreTrainedModel) -> tuple[tuple[dict[str, Any], ...], dict
 def _outside_of_base(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The modules of the head that have no parts themselves."""
     if model.base_model is model:
-        raise InputError(f"models of type {model.config.model_type!r} have no base model apart from their head")
+        raise InputError(
+            f"models of type {model.config.model_type!r} have no base model apart from their head; expected a family that has one "
+            "(docs/teachers.md)"
+        )
     for child in model.children():
         if child is not model.base_model:
             yield from (part for part in child.modules() if next(part.children(), None) is None)

@@ -12,8 +12,8 @@ from torch import Tensor
 from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, labelled_first, split_batches
 from stages.context import Context
 from stages.figures import PREDICTION, Objective
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head, filled, row_chunks
-from stages.models import encoder_hidden
 from storage import CacheReader, Split
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from stages.batches import (
 )
 from stages.cache_dataset import iterable_dataset
 from stages.divergences import DenseTargets, DrawnTargets, HiddenTargets, Targets, TopKTargets
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head
 from stages.held_out import held_out_figures
 from stages.losses import DistillationLoss, cosine_loss_sum, distillation_loss
-from stages.models import encoder_hidden
 
 __all__ = [
     "Batch",

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from stages.bilstm import HOW_TO_LOAD, KIND
+from stages.cache_coding import coding_of
 from stages.config import Config, CorpusConfig, TeacherConfig
 from stages.config.ensemble import MAIN
 from stages.config.layers import Pairs
@@ -90,6 +91,7 @@ def model_card(
         teachers=_teachers(config),
         teacher_layers=teacher_layers,
         corpus=_corpus(corpus),
+        coding=coding_of(config.cache),
         hidden_size=student.hidden_size or description.hidden_size,
         blocks=copied,
         copied=None if copied is None else in_words(copied),

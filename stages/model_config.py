@@ -74,7 +74,8 @@ class ModelShape:
             )
         except (AttributeError, TypeError) as error:
             raise InputError(
-                f"the configuration of a model of type {whole.model_type!r} does not say how large it is ({error})"
+                f"the configuration of a model of type {whole.model_type!r} does not say how large it is ({error}); expected "
+                "num_hidden_layers, hidden_size and vocab_size in its config.json"
             ) from None
         positions = getattr(text, "max_position_embeddings", None)
         if not isinstance(positions, int) or positions <= 0:

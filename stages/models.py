@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -236,53 +234,6 @@ def load_model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def encoder_hidden(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Output of the last block, float (batch, tokens, H): what the LM head reads.
-
-    The base model is called alone, so that the head can be applied to chosen positions only; that is exact.
-    """
-    return encoder_states(model, input_ids, attention_mask)[0]
-
-
-def encoder_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, layers: Sequence[int] = ()
-) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """What the LM head reads, and the state of each of `layers` (FORMAT.md, section 3), float (batch, tokens, H).
-
-    0 is what the first block reads, n what the n-th block writes; for the last block that is what the head reads, after
-    the final norm where the base model has one. Sequences are padded on the right; where none is, `attention_mask` may be
-    None. Everything is on `head_device`.
-    """
-    settings: dict[str, Any] = {"output_hidden_states": list(layers)} if layers else {}
-    if keeps_keys_and_values(type(model.base_model).forward):
-        settings["use_cache"] = False
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **settings)
-    device = head_device(model)
-    return output.last_hidden_state.to(device), {layer: output.hidden_states[layer].to(device) for layer in layers}
-
-
-@cache
-def keeps_keys_and_values(forward: Callable[..., Any]) -> bool:
-    """Whether a model keeps keys and values for generation unless it is told not to."""
-    return "use_cache" in inspect.signature(forward).parameters
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model's inputs belong; for one that is spread over devices, where its embeddings are computed."""
-    return _device_of(model.get_input_embeddings())
-
-
-def head_device(model: PreTrainedModel) -> torch.device:
-    """Where a model's logits are computed."""
-    return _device_of(model.get_output_embeddings())  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-
-
-def _device_of(module: Any) -> torch.device:
-    # Weights that accelerate keeps in main memory or on disk are moved for each use: its hook says where to.
-    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    return next(module.parameters()).device if device is None else torch.device(device)
-
-
 DIGEST_SHOWN = 12
 """Characters of a digest that stand beside figures: enough to tell models apart."""
 
@@ -295,7 +246,10 @@ def weights_digest(folder: Path, read: Callable[[int], None] | None = None) -> s
     digest = hashlib.sha256()
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
     if len(files) < 2:
-        raise InputError(f"{folder} holds no model (config.json and *.safetensors expected); run: pipeline teacher")
+        raise InputError(
+            f"{folder} holds no model; expected config.json and *.safetensors; run the command that makes it, or bring it from where "
+            "it was made"
+        )
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
@@ -335,13 +289,15 @@ def _refused(what: str, name: str | Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"no {what} could be loaded from {name}: {_short(error)}") from error
+        raise InputError(
+            f"no {what} could be loaded from {name}: {_short(error)}; expected a folder with its files, or an id of the hub and a network"
+        ) from error
     except Exception as error:
         # For damaged content there is no common class: safetensors has one of its own, the tokenizers library raises
         # plain Exception, and JSON of another structure is whatever transformers stumbles over.
         raise InputError(
             f"no {what} could be loaded from {name}: its files are damaged, or of another version of transformers "
-            f"({type(error).__name__}: {_short(error)})"
+            f"({type(error).__name__}: {_short(error)}); fetch or make it anew"
         ) from error
 
 

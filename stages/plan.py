@@ -9,6 +9,7 @@ from stages.cache_description import describe
 from stages.config import CacheConfig, Config
 from stages.context import Context
 from stages.device import torch_dtype
+from stages.errors import ConfigError
 from stages.heads import Head
 from stages.models import count_parameters, require_model
 from stages.planning.break_even import StudentRun, stage_one_hours
@@ -33,11 +34,17 @@ def run(
 
     About `sample_tokens` tokens of the train split are run through the teacher (`draw_samples`).
 
-    Raises `InputError` where tokens or teacher are missing, do not fit each other, or the teacher gives NaN, `LockedError`
-    where another plan is being made, `storage.errors.WriteError` where nothing may be written, and `Interrupted` between two
-    probes when asked to stop.
+    Raises `ConfigError` where the parameters ask for caches of tasks, which are not planned, `InputError` where tokens or teacher
+    are missing, do not fit each other, or the teacher gives NaN, `LockedError` where another plan is being made,
+    `storage.errors.WriteError` where nothing may be written, and `Interrupted` between two probes when asked to stop.
     """
     artefacts = context.artefacts
+    if config.cache.targets != "language_model" and artefacts.further_teacher is None:
+        raise ConfigError(
+            f"cache.targets is {config.cache.targets}, and only the cache of a language model is planned, not those of tasks; "
+            "`pipeline cache-teacher --dry-run` says what there is of each task's; for the language model's cache run: pipeline plan "
+            "-S cache.targets=language_model"
+        )
     tokens = TokenStore.open(artefacts.tokens)
     require_model(artefacts.teacher, "the teacher", artefacts.teacher_command)
     description = describe(config, context, tokens)

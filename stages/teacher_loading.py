@@ -15,9 +15,10 @@ from torch import Tensor
 from stages.config import MachineConfig
 from stages.errors import InputError
 from stages.figures import Objective
+from stages.forward_pass import encoder_states, input_device
 from stages.heads import Head
 from stages.model_config import ModelShape
-from stages.models import Spread, encoder_states, input_device, load_language_model
+from stages.models import Spread, load_language_model
 from storage.files import TEMPORARY
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from stages.draws import ShardUniforms, count_draws
 from stages.errors import Interrupted
+from stages.forward_pass import head_device, input_device
 from stages.heads import Head
 from stages.masking import SeesTokens
-from stages.models import head_device, input_device
 from stages.quantise import CODED, as_stored, encode_vectors
 from stages.row_targets import RowTargets
 from stages.sequences import TokenStore

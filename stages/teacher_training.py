@@ -27,10 +27,10 @@ from stages.context import Context
 from stages.device import Precision
 from stages.errors import Interrupted, StageError
 from stages.figures import PREDICTION
+from stages.forward_pass import encoder_hidden, input_device
 from stages.heads import Head, row_chunks
 from stages.losses import IGNORED
 from stages.masking import Masker, SeesTokens, Unmasked, next_tokens
-from stages.models import encoder_hidden, input_device
 from stages.randomness import permutation
 from stages.sequences import SequenceSplit
 from stages.training.progress import ReportProgress

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 from torch import Tensor
 
 from stages.attention_vectors import AttentionTaps
+from stages.forward_pass import encoder_states, head_device
 from stages.model_config import ModelShape
-from stages.models import encoder_states, head_device
 from storage import Layout, VectorName
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class TeacherVectors:
     def of(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, dict[VectorName, list[Tensor]]]:
         """What the LM head reads, and by name one tensor for each cached layer, (S, L, W): all on the head's device.
 
-        `attention_mask` as in `stages.models.encoder_states`.
+        `attention_mask` as in `stages.forward_pass.encoder_states`.
         """
         layout = self._layout
         below = [layer for layer in layout.hidden_layers if layer != self._last_layer]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from storage.arrays import ArraySpec, array_table
 from storage.codecs import Codec, decode_vectors, logits_codec, row_blocks, row_values, vector_codec
 from storage.description import CacheDescription
-from storage.errors import InvalidTargetsError
 from storage.layout import Layout, ShardId, VectorName
 from storage.ragged import Indices, offsets_of
+from storage.refusals import Refusals
 from storage.task_targets import task_faults, task_shapes
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ _TOLERANCE = 1e-4
 """Of the bounds on logsumexp, entropy and log p, relative to 1 + |value|: a float32 sum over the vocabulary is off by less."""
 
 
-class Guards:
+class Guards(Refusals):
     """The checks of one shard. Each looks at a whole array and raises for the first bad entry."""
 
     def __init__(self, targets: ShardTargets, description: CacheDescription, shard: ShardId, layout: Layout) -> None:
-        self.targets, self.description, self.shard, self.layout = targets, description, shard, layout
-        self.sequence_start, self.sequences = description.span(shard)
+        super().__init__(targets, shard, first_sequence=description.span(shard)[0])
+        self.description, self.layout = description, layout
+        self.sequences = description.span(shard)[1]
 
     def check(self) -> None:
         self._check_shapes()
@@ -48,9 +49,7 @@ class Guards:
         Whether `check` has looked at them before or not.
         """
         if self.targets.sequence_offsets.ndim != 1:
-            raise self._refuse(
-                f"has sequence_offsets of shape {self.targets.sequence_offsets.shape}; expected one axis"
-            )
+            raise self.refuse(f"has sequence_offsets of shape {self.targets.sequence_offsets.shape}; expected one axis")
         found, expected = np.diff(self.targets.sequence_offsets.astype(np.int64)), np.diff(sequence_offsets)
         shared = min(len(found), len(expected))
         differs = found[:shared] != expected[:shared]
@@ -59,19 +58,17 @@ class Guards:
             lengths = [
                 f"{int(lengths[local])} tokens" if local < len(lengths) else "none" for lengths in (found, expected)
             ]
-            raise self._refuse(
-                f"has {lengths[0]} in sequence {self.sequence_start + local}, position 0 onwards; expected {lengths[1]}, as in the tokens"
+            raise self.refuse(
+                f"has {lengths[0]} in sequence {self.first_sequence + local}, position 0 onwards; expected {lengths[1]}, as in the tokens"
             )
         ids = self.targets.original_ids
         if ids.shape != original_ids.shape:
-            raise self._refuse(
-                f"has original_ids of shape {ids.shape}; expected {original_ids.shape}, as in the tokens"
-            )
+            raise self.refuse(f"has original_ids of shape {ids.shape}; expected {original_ids.shape}, as in the tokens")
         same = ids == original_ids
         if not same.all():
             token = int(np.argmin(same))
-            raise self._refuse(
-                f"has original_ids {ids[token]} at {self._place(token)}; expected {original_ids[token]}, as in the tokens"
+            raise self.refuse(
+                f"has original_ids {ids[token]} at {self.place(token)}; expected {original_ids[token]}, as in the tokens"
             )
 
     def _check_shapes(self) -> None:
@@ -115,20 +112,20 @@ class Guards:
             expected = f"float32 {shape}" if name in widths and name not in self.targets.encoded else None
             found = f"{given[name].dtype} {given[name].shape}" if name in given else None
             if found != expected:
-                raise self._refuse(f"has {name}: {found}; expected {expected}")
+                raise self.refuse(f"has {name}: {found}; expected {expected}")
 
     def _check_encoded(self) -> None:
         """What comes in its stored form has the dtypes and shapes of the table in FORMAT.md, section 3."""
         encoded, table = self.targets.encoded, array_table(self.description, self.layout)
         counts = self.targets.counts
         for name in encoded.keys() - {spec.name for spec in table}:
-            raise self._refuse(f"has {name}, which its layout does not have")
+            raise self.refuse(f"has {name}, which its layout does not have")
         for spec in table:
             if spec.name in encoded:
                 array = encoded[spec.name]
                 found, expected = f"{array.dtype} {array.shape}", f"{spec.dtype} {spec.shape(counts)}"
                 if found != expected:
-                    raise self._refuse(f"has {spec.name}: {found}; expected {expected}")
+                    raise self.refuse(f"has {spec.name}: {found}; expected {expected}")
 
     def _require_shapes(self, kind: str, shapes: Mapping[str, tuple[int, ...] | None]) -> None:
         for name, shape in shapes.items():
@@ -136,20 +133,20 @@ class Guards:
             found = None if array is None else f"{_kind(array)} {array.shape}"
             expected = None if shape is None else f"{kind} {shape}"
             if found != expected:
-                raise self._refuse(f"has {name}: {found}; expected {expected}")
+                raise self.refuse(f"has {name}: {found}; expected {expected}")
 
     def _check_tokens(self) -> None:
         targets, vocabulary_size = self.targets, self.description.vocabulary_size
         offsets = targets.sequence_offsets.astype(np.int64)
         tokens = len(targets.original_ids)
         if offsets[0] != 0 or offsets[-1] != tokens or np.any(np.diff(offsets) < 0):
-            raise self._refuse(f"has sequence_offsets that do not ascend from 0 to the number of tokens, {tokens}")
+            raise self.refuse(f"has sequence_offsets that do not ascend from 0 to the number of tokens, {tokens}")
         for name in ("original_ids", "input_ids"):
             ids = getattr(targets, name)
-            self._require_token((ids >= 0) & (ids < vocabulary_size), name, ids, f"0 .. {vocabulary_size - 1}")
-        self._require_token(targets.masked <= 1, "masked", targets.masked, "0 or 1")
+            self.require_token((ids >= 0) & (ids < vocabulary_size), name, ids, f"0 .. {vocabulary_size - 1}")
+        self.require_token(targets.masked <= 1, "masked", targets.masked, "0 or 1")
         unchanged = (targets.masked == 1) | (targets.input_ids == targets.original_ids)
-        self._require_token(unchanged, "input_ids", targets.input_ids, "the original id, as masked is 0 there")
+        self.require_token(unchanged, "input_ids", targets.input_ids, "the original id, as masked is 0 there")
 
     def _check_rows(self) -> None:
         row_token, masked = self.targets.row_token, self.targets.masked
@@ -157,7 +154,7 @@ class Guards:
             return
         if self.layout.positions == "masked":
             if not np.array_equal(row_token, np.flatnonzero(masked)):
-                raise self._refuse(
+                raise self.refuse(
                     f"has {len(row_token)} entries in row_token that are not its {int(masked.sum())} "
                     "masked tokens in order"
                 )
@@ -165,10 +162,10 @@ class Guards:
         tokens = len(masked)
         indices = row_token.astype(np.int64)
         if len(indices) and (indices[0] < 0 or indices[-1] >= tokens or np.any(np.diff(indices) <= 0)):
-            raise self._refuse(f"has a row_token that does not ascend strictly below the number of tokens, {tokens}")
+            raise self.refuse(f"has a row_token that does not ascend strictly below the number of tokens, {tokens}")
         has_row = np.zeros(tokens, np.bool_)
         has_row[indices] = True
-        self._require_token(has_row | (masked == 0), "masked", masked, "a row for it in row_token")
+        self.require_token(has_row | (masked == 0), "masked", masked, "a row for it in row_token")
 
     def _check_stat(self) -> None:
         stat = self.targets.stat
@@ -180,22 +177,22 @@ class Guards:
             low = maximum / temperature
             slack = _TOLERANCE * (1 + np.abs(low))
             inside = (logsumexp >= low - slack) & (logsumexp <= low + log_vocabulary + slack)
-            self._require_row(
+            self.require_row(
                 inside, f"logsumexp at T = {temperature}", logsumexp, "between max / T and max / T + log V"
             )
             inside = (entropy >= -_TOLERANCE) & (entropy <= log_vocabulary + _TOLERANCE * (1 + log_vocabulary))
-            self._require_row(inside, f"entropy at T = {temperature}", entropy, "between 0 and log V nats")
+            self.require_row(inside, f"entropy at T = {temperature}", entropy, "between 0 and log V nats")
 
     def _check_task(self) -> None:
         for found in task_faults(self.targets, self.layout):
-            raise self._refuse(found)
+            raise self.refuse(found)
 
     def _check_logits(self) -> None:
         top_ids, top_logits, top_count = self.targets.top_ids, self.targets.top_logits, self.targets.top_count
         if top_ids is None or top_logits is None:
             return
         if top_count is not None:
-            self._require_row(
+            self.require_row(
                 _within(top_count, 1, self.layout.top_k), "top_count", top_count, f"1 .. {self.layout.top_k}"
             )
         offsets = self._top_offsets()
@@ -206,26 +203,26 @@ class Guards:
         for rows, block in _entry_blocks(offsets):
             i, z = ids[block], logits[block]
             starts = offsets[rows] - block.start
-            self._require_entries(_within(i, 0, largest_id), block, offsets, "top_ids", ids, f"0 .. {largest_id}")
+            self.require_entries(_within(i, 0, largest_id), block, offsets, "top_ids", ids, f"0 .. {largest_id}")
             finite = np.abs(z) <= limit  # not so for NaN
-            self._require_entries(
+            self.require_entries(
                 finite, block, offsets, "top_logits", logits, f"finite and of magnitude at most {limit:g}"
             )
             maximum = self.targets.stat[rows, 0]
-            self._require_row(
+            self.require_row(
                 z[starts] == maximum, "the first of top_logits", z[starts], "the row's maximum in stat", rows.start
             )
             ordered = np.ones(len(z), np.bool_)
             ordered[1:] = (z[1:] < z[:-1]) | ((z[1:] == z[:-1]) & (i[1:] > i[:-1]))
             ordered[starts] = True
-            self._require_entries(
+            self.require_entries(
                 ordered, block, offsets, "top_logits", logits, "descending, among equal ones the smaller id first"
             )
             if top_count is not None:
                 likely = self._is_likely(z, rows, top_count)
                 likely[starts] = True
                 expected = f"logits with p >= {self.layout.threshold:g} at T = {self.layout.threshold_temperature:g}"
-                self._require_entries(likely, block, offsets, "top_logits", logits, f"{expected} after the first")
+                self.require_entries(likely, block, offsets, "top_logits", logits, f"{expected} after the first")
 
     def _is_likely(self, z: NDArray[np.float32], rows: slice, top_count: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Whether the entries `z` (e,) of these rows reach the threshold, up to rounding."""
@@ -241,17 +238,17 @@ class Guards:
         if count is None or ids is None or weight is None:
             return
         draws, largest_id = self.layout.draws, self.description.vocabulary_size - 1
-        self._require_row(_within(count, 1, draws), "draw_count", count, f"1 .. {draws}")
+        self.require_row(_within(count, 1, draws), "draw_count", count, f"1 .. {draws}")
         offsets = offsets_of(count)
         everything = slice(0, len(ids))
-        self._require_entries(_within(ids, 0, largest_id), everything, offsets, "draw_ids", ids, f"0 .. {largest_id}")
+        self.require_entries(_within(ids, 0, largest_id), everything, offsets, "draw_ids", ids, f"0 .. {largest_id}")
         ascending = np.ones(len(ids), np.bool_)
         ascending[1:] = ids[1:] > ids[:-1]
         ascending[offsets[:-1]] = True
-        self._require_entries(ascending, everything, offsets, "draw_ids", ids, "strictly ascending")
-        self._require_entries(_within(weight, 1, draws), everything, offsets, "draw_weight", weight, f"1 .. {draws}")
+        self.require_entries(ascending, everything, offsets, "draw_ids", ids, "strictly ascending")
+        self.require_entries(_within(weight, 1, draws), everything, offsets, "draw_weight", weight, f"1 .. {draws}")
         total = np.add.reduceat(weight, offsets[:-1], dtype=np.int64)
-        self._require_row(total == draws, "the sum of draw_weight", total, f"the number of draws, {draws}")
+        self.require_row(total == draws, "the sum of draw_weight", total, f"the number of draws, {draws}")
         if self.layout.draw_from == "tail":
             self._check_tail(ids, offsets)
 
@@ -266,7 +263,7 @@ class Guards:
             cached = self._keys(top_ids.reshape(-1)[top], np.diff(top_offsets[rows.start : rows.stop + 1]))
             found = self._keys(draw_ids[drawn], np.diff(draw_offsets[rows.start : rows.stop + 1]))
             outside = ~np.isin(found, cached)
-            self._require_entries(outside, drawn, draw_offsets, "draw_ids", draw_ids, "ids that are not in top_ids")
+            self.require_entries(outside, drawn, draw_offsets, "draw_ids", draw_ids, "ids that are not in top_ids")
 
     def _keys(self, ids: NDArray[np.integer[Any]], counts: Indices) -> Indices:
         return np.repeat(np.arange(len(counts)) * self.description.vocabulary_size, counts) + ids.astype(np.int64)
@@ -292,7 +289,7 @@ class Guards:
                 with np.errstate(invalid="ignore"):
                     values = decode_vectors(self.layout, name, self.targets.encoded)
                 self._require_finite(name, values, vector_codec(self.layout, name))
-        raise self._refuse(f"has a value in {spec.name} that no codec gives")
+        raise self.refuse(f"has a value in {spec.name} that no codec gives")
 
     def _require_finite(self, name: str, values: NDArray[np.float32], codec: Codec | None = None) -> None:
         """Every value is finite and, where it is coded, within what the codec takes."""
@@ -302,44 +299,9 @@ class Guards:
             with np.errstate(invalid="ignore"):
                 largest = np.abs(part).max(axis=1)  # NaN where there is one
                 fine = largest <= limit
-            self._require_row(
+            self.require_row(
                 fine, f"the largest magnitude in {name}", largest, f"finite and at most {limit:g}", block.start
             )
-
-    def _require_token(self, fine: NDArray[np.bool_], name: str, values: NDArray[Any], expected: str) -> None:
-        if not fine.all():
-            token = int(np.argmin(fine))
-            raise self._refuse(f"has {name} {values[token]} at {self._place(token)}; expected {expected}")
-
-    def _require_row(
-        self, fine: NDArray[np.bool_], name: str, values: NDArray[Any], expected: str, first_row: int = 0
-    ) -> None:
-        """`fine` and `values` are of whole rows, (r,); the first of them is row `first_row`."""
-        if not fine.all():
-            row = int(np.argmin(fine))
-            raise self._refuse_row(first_row + row, name, f"{values[row]:g}", expected)
-
-    def _require_entries(
-        self, fine: NDArray[np.bool_], block: slice, offsets: Indices, name: str, values: NDArray[Any], expected: str
-    ) -> None:
-        """`fine` is of the entries in `block` of the flat array `values`, whose rows are at `offsets`."""
-        if not fine.all():
-            row = int(np.searchsorted(offsets, block.start + int(np.argmin(fine)), side="right")) - 1
-            found = values[offsets[row] : offsets[row + 1]]
-            raise self._refuse_row(row, name, np.array2string(found, threshold=8, max_line_width=200), expected)
-
-    def _refuse_row(self, row: int, name: str, found: str, expected: str) -> InvalidTargetsError:
-        row_token = self.targets.row_token
-        place = self._place(row if row_token is None else int(row_token[row]))
-        return self._refuse(f"has {name} = {found} at {place}; expected {expected}")
-
-    def _place(self, token: int) -> str:
-        offsets = self.targets.sequence_offsets
-        sequence = int(np.searchsorted(offsets, token, side="right")) - 1
-        return f"sequence {self.sequence_start + sequence}, position {token - int(offsets[sequence])}"
-
-    def _refuse(self, what: str) -> InvalidTargetsError:
-        return InvalidTargetsError(f"shard {self.shard} {what}; nothing was stored")
 
 
 def _kind(array: NDArray[Any]) -> str:

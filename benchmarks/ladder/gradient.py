@@ -22,9 +22,10 @@ from ladder.truncated import Truncated
 from stages.batches import TargetDecoder, Wanted, to_batch
 from stages.divergences import DenseTargets, DrawnTargets, HiddenTargets, Targets, TopKTargets
 from stages.draws import draw_ids
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head, row_chunks
 from stages.losses import distillation_loss
-from stages.models import encoder_hidden, load_masked_lm
+from stages.models import load_masked_lm
 
 AVERAGED = (1, 4, 16)
 """Numbers of independent sets of draws whose gradients are averaged."""

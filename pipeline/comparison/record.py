@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.comparison.finished import Finished, read_json
 from pipeline.comparison.places import Place
-from pipeline.comparison.scores import name_of, scores_of
+from pipeline.comparison.scores import examples_of, name_of, scores_of
 from pipeline.comparison.table import Row
 from stages.errors import InputError
 from stages.figures import LABELS, PREDICTION, Objective
@@ -94,7 +94,7 @@ def _scores(place: Place, runs: Sequence[Finished]) -> tuple[dict[str, Any], lis
             task: {
                 "scores": [of_model[task].score for of_model in models if task in of_model],
                 "seeds": [len(of_model[task].seeds) for of_model in models if task in of_model],
-                "evaluation_digest": next(of_model[task].data for of_model in models if task in of_model),
+                "evaluation_digest": examples_of(of_model[task] for of_model in models if task in of_model),
             }
             for task in dict.fromkeys(task for of_model in models for task in of_model)
         }

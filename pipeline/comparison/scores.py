@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from stages.finetuning.results import models_in, results_of
@@ -34,3 +34,22 @@ def scores_of(finetuning: Path, model: str, weights: str | None) -> tuple[dict[s
 def name_of(model: str) -> str:
     """What `finetune` calls the results of a model of the project: `comparison-full-0` for `models/comparison/full/0`."""
     return "-".join(PurePosixPath(model).parts[1:])
+
+
+def examples_of(scores: Iterable[TaskScores]) -> str:
+    """Digest of the examples that models were scored on; where they are not the same for all, of each."""
+    return "+".join(dict.fromkeys(of_model.data for of_model in scores))
+
+
+def same_examples(
+    name: str, ours: Mapping[str, str], base: str, theirs: Mapping[str, str]
+) -> tuple[list[str], list[str]]:
+    """The tasks on which `name` and `base` were scored on the same examples, so that scores may be subtracted; a line for each other.
+
+    `ours` and `theirs`: task -> `examples_of`.
+    """
+    shared = [task for task in theirs if task in ours]
+    same = [task for task in shared if ours[task] == theirs[task]]
+    return same, [
+        f"{name} and {base} were scored on different examples of {task}" for task in shared if task not in same
+    ]

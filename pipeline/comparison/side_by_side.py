@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import click
-
 from pipeline.comparison.places import find
 from pipeline.comparison.record import record_of, same_yardstick
+from pipeline.comparison.scores import same_examples
 from pipeline.comparison.table import SPREAD, cell, markdown_table, signed
+from pipeline.json_results import write_json_file
+from pipeline.option_values import STDOUT
 from pipeline.progress import duration
 from stages.context import Context
 from stages.figures import LABELS
@@ -22,7 +23,6 @@ from stages.report_page.units import NO_BREAK, data_size
 from stages.tasks import IN_MACRO
 
 Json = Mapping[str, Any]
-STDOUT = "-"
 ABSENT = "-"
 MEANS = {"macro": "GLUE, mean", "macro_without_wnli": "GLUE without WNLI, mean", "all": "all tasks, mean"}
 ENGINES = {"torch": "PyTorch", "cuda": "GPU", "onnx": "ONNX", "onnx_int8": "int8"}
@@ -52,20 +52,15 @@ def show(
     """
     places = [find(name, dict(folders), context.artefacts) for name in dict.fromkeys(names)]
     content = side_by_side([record_of(place) for place in places])
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     tables = tables_of(content)
     if markdown_file is not None:
         write_text(markdown_file, markdown(tables, content["notes"]))
-    if json_file == STDOUT:
-        click.echo(text, nl=False)
-        return
-    for table in tables:
-        context.progress.table(table.title, table.columns, table.rows)
-    for note in content["notes"]:
-        context.progress.message(note)
-    if json_file is not None:
-        write_text(Path(json_file), text)
-        context.progress.message(f"the figures are in {json_file}")
+    if json_file != STDOUT:
+        for table in tables:
+            context.progress.table(table.title, table.columns, table.rows)
+        for note in content["notes"]:
+            context.progress.message(note)
+    write_json_file(content, json_file, context.progress, "the figures are")
 
 
 def side_by_side(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -99,15 +94,10 @@ def _difference(first: Json, record: Json) -> tuple[dict[str, float], list[str]]
                 "they cannot be compared"
             )
     ours, theirs = (_scores(run) for run in (record, first))
-    shared = [task for task in theirs["tasks"] if task in ours["tasks"]]
-    same = {task for task in shared if _examples(ours, task) == _examples(theirs, task)}
-    notes += [
-        f"{record['name']} and {first['name']} were scored on different examples of {task}"
-        for task in shared
-        if task not in same
-    ]
+    same, said = same_examples(record["name"], _examples(ours), first["name"], _examples(theirs))
+    notes += said
     found |= {task: mean(ours["tasks"][task]["scores"]) - mean(theirs["tasks"][task]["scores"]) for task in same}
-    if same == set(ours["tasks"]) == set(theirs["tasks"]):
+    if set(same) == set(ours["tasks"]) == set(theirs["tasks"]):
         found |= {name: ours["means"][name] - theirs["means"][name] for name in _means_to_show(same)}
     return found, notes
 
@@ -118,8 +108,8 @@ def _scores(record: Json) -> Json:
     return scores
 
 
-def _examples(scores: Json, task: str) -> Any:
-    return scores["tasks"][task]["evaluation_digest"]
+def _examples(scores: Json) -> dict[str, str]:
+    return {task: of_task["evaluation_digest"] for task, of_task in scores["tasks"].items()}
 
 
 def _means_to_show(tasks: Collection[str]) -> list[str]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
+from pipeline.comparison.scores import examples_of, same_examples
 from stages.figures import LABELS, OF_THE_TEACHER, PREDICTION, Objective, labels_of
+from stages.finetuning.summary import TaskScores
 
 TEACHER, UNTRAINED = "teacher", "student before training"
 """Rows that are not runs."""
@@ -24,8 +26,8 @@ class Row:
     values: Mapping[str, Sequence[float]]
     steps: int = 0
     seconds: Sequence[float] = ()
-    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Task -> score of `pipeline finetune`, a fraction of 1: the median over its seeds, a value for each model that was fine-tuned."""
+    achieved: Mapping[str, Sequence[TaskScores]] = field(default_factory=dict)
+    """Task -> the results of `pipeline finetune` for each model that was fine-tuned."""
 
     @classmethod
     def teacher(cls, evaluation: Mapping[str, Any], objective: Objective) -> Row:
@@ -42,7 +44,7 @@ class Row:
 
     @classmethod
     def of_runs(
-        cls, name: str, runs: Sequence[Mapping[str, Any]], scores: Mapping[str, Sequence[float]] | None = None
+        cls, name: str, runs: Sequence[Mapping[str, Any]], achieved: Mapping[str, Sequence[TaskScores]] | None = None
     ) -> Row:
         """One run, from the figures that train-student and evaluate wrote for each seed."""
         return cls(
@@ -51,8 +53,18 @@ class Row:
             values=_figures(runs),
             steps=runs[0]["steps"],
             seconds=[run["seconds"] for run in runs],
-            scores=scores or {},
+            achieved=achieved or {},
         )
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """Task -> score, a fraction of 1: the median over the seeds of a fine-tuning, a value for each model."""
+        return {task: [of_model.score for of_model in models] for task, models in self.achieved.items()}
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """Task -> digest of the examples that were scored."""
+        return {task: examples_of(models) for task, models in self.achieved.items()}
 
     def cells(self, objective: Objective, tasks: Sequence[str] = ()) -> list[str]:
         """Name, and each figure and score as `SPREAD` says."""
@@ -63,21 +75,25 @@ class Row:
         ]
 
     def variation(self, base: Row) -> dict[str, float]:
-        """What the means of this row's figures and scores differ by from those of `base`, of those that both have."""
-        ours, theirs = ({**row.values, **row.scores} for row in (self, base))
+        """What the means of this row's figures, and of its scores on the same examples, differ by from those of `base`."""
+        same, _ = self.scored_as(base)
+        ours, theirs = ({**row.values, **{task: row.scores[task] for task in same}} for row in (self, base))
         return {name: mean(ours[name]) - mean(theirs[name]) for name in ours if name in theirs}
+
+    def scored_as(self, base: Row) -> tuple[list[str], list[str]]:
+        """`same_examples` of this row and `base`."""
+        return same_examples(self.name, self.examples, base.name, base.examples)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in runs/comparison.json."""
         values = {name: list(found) for name, found in self.values.items()}
-        scores = {task: list(found) for task, found in self.scores.items()}
         return {
             "name": self.name,
             "trained": self.trained,
             "values": values,
             "steps": self.steps,
             "seconds": list(self.seconds),
-            **({"scores": scores} if scores else {}),
+            **({"scores": self.scores, "evaluation_digests": self.examples} if self.achieved else {}),
         }
 
 
@@ -98,14 +114,17 @@ def variation_cells(row: Row, base: Row, objective: Objective, tasks: Sequence[s
 
 
 def markdown(title: str, rows: Sequence[Row], objective: Objective, against: Row | None = None) -> str:
-    """The table in Markdown, its title above and what the numbers are below; then the differences from `against`."""
+    """The table in Markdown, its title above and what the numbers are below; then the differences from `against`, and what has none."""
     tasks = tasks_of(rows)
     names = header(objective, tasks)
     text = f"{title}\n\n{markdown_table(names, [row.cells(objective, tasks) for row in rows])}\n"
     text += f"{SPREAD.capitalize()}; KL in nats at T = 1, over the full vocabulary{_OF_SCORES if tasks else ''}.\n"
     if against is not None:
-        others = [variation_cells(row, against, objective, tasks) for row in rows if row.trained and row is not against]
-        text += f"\nDifference from {against.name}\n\n{markdown_table(names, others)}"
+        others = [row for row in rows if row.trained and row is not against]
+        differences = [variation_cells(row, against, objective, tasks) for row in others]
+        text += f"\nDifference from {against.name}\n\n{markdown_table(names, differences)}"
+        left_out = [said for row in others for said in row.scored_as(against)[1]]
+        text += "\n" * bool(left_out) + "".join(f"- {said}\n" for said in left_out)
     return text
 
 

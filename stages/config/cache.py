@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -313,42 +312,3 @@ class CacheConfig:
     def attention_blocks(self, teacher_layers: int) -> tuple[int, ...]:
         """The blocks whose vectors are cached, counted from 1."""
         return () if self.attention_vectors is None else self.attention_layers or (teacher_layers,)
-
-    def in_words(self) -> tuple[tuple[str, str], ...]:
-        """Names and values of what is kept of each position of the train split, for people."""
-        rungs = self.rungs
-        hidden, logits, positions = str(self.train_hidden), str(self.train_logits), str(self.positions)
-        if hidden == "int8":
-            group = rungs["hidden_group"]
-            hidden += ", one scale per row" if group == "row" else f" in groups of {group}"
-        if self.hidden_layers is not None:
-            hidden += f", layers {_listed(self.hidden_layers)}"
-        if logits == "grid":
-            logits = f"on a grid of {rungs['grid_step']:g} nats"
-        if logits != "none" and rungs["selection"] == "threshold":
-            logits += (
-                f", p >= {rungs['threshold']:g} at T = {rungs['threshold_temperature']:g}, at most {self.train_top_k}"
-            )
-        elif logits != "none":
-            logits += f", top {self.train_top_k}"
-        if positions == "sampled":
-            positions = f"masked, and {rungs['position_fraction']:.0%} of the others"
-        words = [("hidden states", hidden), ("logits", logits), ("positions", positions)]
-        if self.attention_vectors is not None:
-            of_blocks = (
-                "the last block" if self.attention_layers is None else f"blocks {_listed(self.attention_layers)}"
-            )
-            words.append(
-                (
-                    "vectors of attention",
-                    f"{_listed(self.attention_vectors)} of {of_blocks}, {rungs['attention_coding']}",
-                )
-            )
-        if not self.train_draws:
-            return tuple(words)
-        where = "the whole distribution" if rungs["draw_from"] == "all" else "outside the cached ids"
-        return (*words, ("draws", f"{self.train_draws} from {where} at T = {rungs['draw_temperature']:g}"))
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

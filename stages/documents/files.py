@@ -136,7 +136,9 @@ def _parquet_rows(file: Path, name: str, column: str | None) -> Iterator[object]
             for batch in parquet.iter_batches(columns=[column], batch_size=1024):
                 yield from batch.column(0).to_pylist()
     except pa.ArrowInvalid as error:
-        raise InputError(f"{name} is no readable Parquet file: {error}") from None
+        raise InputError(
+            f"{name} is no readable Parquet file ({error}); write it anew, or take it out of corpus.files.paths"
+        ) from None
 
 
 def _missing_column(where: str, column: str | None, existing: list[str] | dict[str, object]) -> str:

@@ -78,7 +78,8 @@ def open_task(config: Config, context: Context, name: str, task: Task[Any], base
     layout = description.splits["train"].layout
     if base.token_types and not layout.token_types:
         raise InputError(
-            f"the model in {base.folder} tells two texts apart by token types, and {shown} has none, as its teacher looks at none"
+            f"the model in {base.folder} tells two texts apart by token types, and {shown} has none, as its teacher looks at none; "
+            "expected a student without them, such as a DistilBERT, or a teacher with them"
         )
     distillation = config.finetune.distillation_of(name)
     if distillation.weights.hidden > 0:

@@ -13,9 +13,9 @@ import torch
 
 from stages.config import Config
 from stages.context import Context
+from stages.forward_pass import encoder_hidden, head_device, input_device
 from stages.heads import Head, row_chunks
 from stages.model_config import ModelShape
-from stages.models import encoder_hidden, head_device, input_device
 from stages.planning import KEPT
 from stages.planning.sizes import Coded, Held, encode_sample, widest
 from stages.teacher_targets import SeenSequences, TargetsComputer

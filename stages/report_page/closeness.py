@@ -128,7 +128,9 @@ class Run:
     seconds: list[float]
     values: dict[str, list[float]]
     tasks: dict[str, list[float]]
-    """Scores of the fine-tuned student on downstream tasks, fractions of 1; empty where it was not fine-tuned."""
+    """Scores on downstream tasks, fractions of 1, one for each student that was fine-tuned: medians over the seeds of its fine-tuning."""
+    examples: dict[str, str]
+    """Digests of the examples that they are of; empty where the file is of a version that did not say so."""
 
 
 def comparison_runs(comparison: Record) -> list[Run]:
@@ -141,9 +143,14 @@ def comparison_runs(comparison: Record) -> list[Run]:
             seconds=row.number_list("seconds") if "seconds" in row else [],
             values={name: row.record("values").number_list(name) for name in LABELS if name in row.record("values")},
             tasks=row.record("scores").number_lists() if "scores" in row else {},
+            examples=_texts(row.record("evaluation_digests")) if "evaluation_digests" in row else {},
         )
         for row in comparison.records("rows")
     ]
+
+
+def _texts(record: Record) -> dict[str, str]:
+    return {name: record.text(name) for name in record.values}
 
 
 def this_run_table(files: RunFiles) -> Table:

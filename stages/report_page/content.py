@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from stages.cache_coding import coding_of
 from stages.config import Config, TeacherConfig
 from stages.config.ensemble import MAIN
 from stages.figures import LABELS, PREDICTION, Objective, closest
@@ -189,7 +190,7 @@ def cache_facts(files: RunFiles) -> Facts:
     cache = files.cache
     positions = cache.record("positions")
     config = files.config.cache
-    coding = f"preset {config.preset}: " + "; ".join(f"{name} {value}" for name, value in config.in_words())
+    coding = f"preset {config.preset}: " + "; ".join(f"{name} {value}" for name, value in coding_of(config))
     return [
         ("Cached positions", ", ".join(f"{split} {count(positions.number(split))}" for split in SPLITS)),
         ("Size", f"{data_size(files.cache_run.number('bytes'))} in all"),

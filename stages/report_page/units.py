@@ -77,10 +77,10 @@ def points(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def spread(scores: Sequence[float]) -> str:
-    """Median of a task's seeds and half the distance between the lowest and the highest: 87.5 ± 0.4."""
+def spread(scores: Sequence[float], middle: Callable[[Sequence[float]], float] = median) -> str:
+    """The middle of a task's scores and half the distance between the lowest and the highest: 87.5 ± 0.4."""
     half = f" ± {points((max(scores) - min(scores)) / 2)}" if len(scores) > 1 else ""
-    return points(median(scores)) + half.replace(" ", NO_BREAK)
+    return points(middle(scores)) + half.replace(" ", NO_BREAK)
 
 
 def signed(difference: float, show: Callable[[float], str]) -> str:

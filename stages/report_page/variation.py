@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from stages.figures import Objective, closest
 from stages.report_page import published
@@ -30,9 +30,11 @@ def variation_part(runs: Sequence[Run], folder: Path, objective: Objective, agai
 
 
 def _differences(run: Run, first: Run) -> dict[str, float]:
-    """Of the median score of each task that both have, as fractions of 1."""
+    """Of the mean score of each task on which both were scored on the same examples, as fractions of 1."""
     return {
-        task: median(scores) - median(first.tasks[task]) for task, scores in run.tasks.items() if task in first.tasks
+        task: mean(scores) - mean(first.tasks[task])
+        for task, scores in run.tasks.items()
+        if task in first.tasks and run.examples.get(task) == first.examples.get(task)
     }
 
 
@@ -45,8 +47,8 @@ def _table(first: Run, others: Sequence[Run], objective: Objective) -> Table:
         [
             Cell(first.name),
             *(Cell(number(mean(first.values[one.key])) if first.values.get(one.key) else "–") for one in measures),
-            *([Cell(points(mean(median(scores) for scores in first.tasks.values())))] if tasks else []),
-            *(Cell(spread(first.tasks[task])) for task in tasks),
+            *([Cell(points(mean(mean(scores) for scores in first.tasks.values())))] if tasks else []),
+            *(Cell(spread(first.tasks[task], mean)) for task in tasks),
         ]
     ]
     for run in others:
@@ -63,9 +65,9 @@ def _table(first: Run, others: Sequence[Run], objective: Objective) -> Table:
             whole = len(differences) == len(tasks)
             row.append(Cell(signed(mean(differences.values()), _hundredths) if whole else "–"))
             row += [
-                Cell(signed(differences[task], points), detail=spread(run.tasks[task]))
+                Cell(signed(differences[task], points), detail=spread(run.tasks[task], mean))
                 if task in differences
-                else Cell("–")
+                else Cell("–", detail=spread(run.tasks[task], mean) if task in run.tasks else "")
                 for task in tasks
             ]
         rows.append(row)
@@ -80,7 +82,8 @@ def _table(first: Run, others: Sequence[Run], objective: Objective) -> Table:
             for name, difference in published.ABLATION.items()
         ]
     scores = (
-        ". Scores of fine-tuned students in %, medians over the seeds; below them the ablation of the DistilBERT paper"
+        ". Scores of fine-tuned students in %: the mean over the students of a run, each with the median over the seeds of its "
+        "fine-tuning; no difference stands where other examples were scored. Below them the ablation of the DistilBERT paper"
         if tasks
         else ""
     )

@@ -18,11 +18,11 @@ from stages.cache_location import open_cache
 from stages.config import Config
 from stages.context import Artefacts, Context
 from stages.errors import InputError
+from stages.forward_pass import encoder_hidden
 from stages.model_config import ModelShape
 from stages.models import (
     DIGEST_SHOWN,
     count_parameters,
-    encoder_hidden,
     folder_bytes,
     language_model_from_config,
     load_language_model,

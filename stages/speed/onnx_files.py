@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import InputError
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head
-from stages.models import count_parameters, encoder_hidden
+from stages.models import count_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stages.context import Context
-from stages.models import count_parameters, encoder_hidden
+from stages.forward_pass import encoder_hidden
+from stages.models import count_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

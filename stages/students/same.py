@@ -42,8 +42,8 @@ def build(
         model = language_model_from_config(config, objective)
     except (ValueError, StrictDataclassError) as error:  # of a family's own checks
         raise InputError(
-            f"no model of type {teacher_config['model_type']!r} can be built with the shape of students.{name}: "
-            f"{' '.join(str(error).split())}"
+            f"no model of type {teacher_config['model_type']!r} can be built with the shape of students.{name} "
+            f"({' '.join(str(error).split())}); expected a shape that this family takes; change students.{name}"
         ) from error
     blocks_of(model)  # a family whose blocks are not found is refused before anything is copied
     return model

@@ -33,7 +33,10 @@ def describe_task(config: Config, context: Context, tokens: TokenStore, examples
     teacher_config = load_model_config(folder)
     shape = ModelShape.of(teacher_config)
     if shape.positions is not None and tokens.longest > shape.positions:
-        raise InputError(f"an input of {name} has {tokens.longest} tokens and {folder} {shape.positions} positions")
+        raise InputError(
+            f"an input of {name} has {tokens.longest} tokens and {folder} {shape.positions} positions; set "
+            f"finetune.tasks.{name}.training.max_tokens to at most {shape.positions} and run: {artefacts.cache_command}"
+        )
     config.cache.check_hidden_layers(shape.layers)
     lengths = tokens.split("train").lengths.astype(np.int64)
     split = SplitDescription(

@@ -27,7 +27,7 @@ from stages.sequences import (
 )
 from stages.task_cache.examples import TaskExamples, write_examples
 from stages.task_models import BaseModel
-from stages.tasks.data import TaskData, examples_digest, read_task, read_unlabelled
+from stages.tasks.data import TaskData, examples_digest, read_unlabelled
 from stages.tasks.task import Row, Task
 from stages.tokenizer import special_token_ids
 from storage import SPLITS, Split
@@ -41,15 +41,22 @@ _GROUP = 10_000
 
 
 def encode_examples(
-    name: str, task: Task[Any], settings: FinetuneConfig, training: TaskTraining, base: BaseModel, context: Context
+    name: str,
+    task: Task[Any],
+    settings: FinetuneConfig,
+    training: TaskTraining,
+    base: BaseModel,
+    read: TaskData[Any],
+    context: Context,
 ) -> TaskExamples:
     """Write `data/tasks/<name>` unless it is there and of these examples and parameters; labelled examples come first.
+
+    `read` are the task's examples: those to learn from are written.
 
     Unlabelled ones that are scored elsewhere are left out. Jobs that begin together write it once. Raises `InputError` for data that
     cannot be used, `Interrupted` when asked to stop.
     """
     artefacts = context.artefacts
-    read = read_task(settings, name, task, artefacts.project, context.progress.message)
     texts = read_unlabelled(settings, name, task, artefacts.project, context.progress.message)
     data, texts = read.train, _not_scored(texts, read, name, task, context)
     made_of = {

@@ -75,7 +75,9 @@ class TaskExamples:
                     file.get_slice(name)[start : start + count] for name in ("task_labelled", "task_label")
                 )
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{self.folder / ARRAYS} cannot be read: {error}") from error
+            raise InputError(
+                f"{self.folder / ARRAYS} cannot be read ({error}); run: pipeline cache-teacher --task {self.folder.name}"
+            ) from error
         return types, labelled, label
 
     @cached_property

@@ -51,6 +51,7 @@ class TaskJob(TeacherJob):
             layers=ModelShape.of(self.description.teacher_config).layers,
             pad_id=self.description.pad_id,
             batch_tokens=config.batch_tokens,
+            hidden=self.description.splits["train"].layout.hidden != "none",
             compiled=config.compile,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.draws import ShardUniforms
 from stages.errors import Interrupted
-from stages.models import keeps_keys_and_values
+from stages.forward_pass import keeps_keys_and_values
 from stages.quantise import CODED, as_stored, encode_vectors
 from stages.sequences import TokenStore
 from stages.sharing import never
@@ -90,13 +90,25 @@ class ComputedTask:
 
 
 class TaskComputer:
-    """A fine-tuned teacher, ready to turn a task's inputs into `ShardTargets`. To be used by one thread."""
+    """A fine-tuned teacher, ready to turn a task's inputs into `ShardTargets`. To be used by one thread.
+
+    `hidden` says whether it will be asked for hidden states: its base model is listened to then, from now on.
+    """
 
     def __init__(
-        self, teacher: PreTrainedModel, *, layers: int, pad_id: int, batch_tokens: int, compiled: bool = False
+        self,
+        teacher: PreTrainedModel,
+        *,
+        layers: int,
+        pad_id: int,
+        batch_tokens: int,
+        hidden: bool,
+        compiled: bool = False,
     ) -> None:
         self._teacher, self._layers = teacher, layers
         self._device = next(teacher.parameters()).device
+        # Once, and before it is compiled: a hook that comes or goes between shards would have it compiled anew.
+        self._base = _LastOutput(teacher) if hidden else None
         if compiled:
             teacher.base_model.compile(dynamic=True)  # batches differ in shape
         self._settings: dict[str, Any] = {"use_cache": False} if keeps_keys_and_values(teacher.forward) else {}
@@ -106,27 +118,30 @@ class TaskComputer:
     def compute(self, seen: SeenExamples, layout: Layout, should_stop: Callable[[], bool] = never) -> ComputedTask:
         """Answers to all inputs of one shard in their order, and hidden states of all tokens where the layout has them.
 
+        The layout has hidden states where this was made for them.
+
         Raises `Interrupted` where `should_stop`, asked before each batch, says so.
         """
         tokens = len(seen.original_ids)
         answers = layout.task == "answers"
         logits, hidden = Columns(tokens if answers else len(seen.labelled)), Columns(tokens)
-        with _Encoder(self._teacher) as encoder:
-            for batch in batches(seen.offsets, self._batch_tokens):
-                if should_stop():
-                    raise Interrupted("the shard in hand was dropped")
-                said = self._said(seen, batch, layout)
-                values = torch.stack(said, -1) if answers else said[0]
-                places, rows = sent(batch.places, self._device), sent(batch.tokens, self._device)
-                if answers:
-                    logits.put(rows, {"task_logits": values.flatten(0, 1)[places]})
-                else:
-                    logits.put(sent(batch.sequences, self._device), {"task_logits": values})
-                if layout.hidden != "none":
-                    states = [encoder.state(layer, self._layers) for layer in layout.hidden_layers]
-                    vectors = torch.stack([state.flatten(0, 1)[places] for state in states], 1)
-                    hidden.put(rows, encode_vectors(layout, "hidden", vectors))
-        gathered = [logits, *([hidden] if layout.hidden != "none" else [])]
+        for batch in batches(seen.offsets, self._batch_tokens):
+            if should_stop():
+                raise Interrupted("the shard in hand was dropped")
+            said = self._said(seen, batch, layout)
+            values = torch.stack(said, -1) if answers else said[0]
+            places, rows = sent(batch.places, self._device), sent(batch.tokens, self._device)
+            if answers:
+                logits.put(rows, {"task_logits": values.flatten(0, 1)[places]})
+            else:
+                logits.put(sent(batch.sequences, self._device), {"task_logits": values})
+            if self._base is not None:
+                states = [self._base.state(layer, self._layers) for layer in layout.hidden_layers]
+                vectors = torch.stack([state.flatten(0, 1)[places] for state in states], 1)
+                hidden.put(rows, encode_vectors(layout, "hidden", vectors))
+        if self._base is not None:
+            self._base.forget()
+        gathered = [logits] if self._base is None else [logits, hidden]
         columns, copied = {}, []
         for some in gathered:
             found, event = some.in_memory()
@@ -147,24 +162,20 @@ class TaskComputer:
         return [getattr(output, name).float() for name in LOGITS[layout.task]]
 
 
-class _Encoder:
-    """What the base model of a model with a head gave last. A context manager: it listens within it."""
+class _LastOutput:
+    """What the base model of a model with a head gave last."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._base = model.base_model
         self._output: Any = None
-
-    def __enter__(self) -> Self:
-        self._hook = self._base.register_forward_hook(self._keep)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-        self._output = None
+        model.base_model.register_forward_hook(self._keep)
 
     def _keep(self, module: torch.nn.Module, given: Any, output: Any) -> None:
         del module, given
         self._output = output
+
+    def forget(self) -> None:
+        """Hold it no longer."""
+        self._output = None
 
     def state(self, layer: int, last: int) -> Tensor:
         """(sequences, tokens, H): 0 is what the first block reads, n what the n-th writes, the last one after a final norm."""

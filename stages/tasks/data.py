@@ -91,7 +91,9 @@ def read_evaluation(
     source = _Files(config, name, task, project, message) if config.source == "files" else _Hub(config, task)
     evaluation = {part: _drawn(some, settings.evaluation_examples) for part, some in source.evaluation().items()}
     if not all(evaluation.values()):
-        raise InputError(f"{name}: there are no examples for the evaluation; expected at least one")
+        raise InputError(
+            f"{name}: there are no examples for the evaluation; expected at least one (finetune.tasks.{name}: evaluation, held_out)"
+        )
     return evaluation
 
 

@@ -42,7 +42,9 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as text in UTF-8: {error}") from error
+        raise InputError(
+            f"{file} cannot be read as text in UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`"
+        ) from error
 
 
 IMDB = Imdb(

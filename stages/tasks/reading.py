@@ -102,7 +102,9 @@ def _parquet(path: Path) -> Iterator[Mapping[str, Any]]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); fetch or write it anew"
+        ) from error
 
 
 @contextmanager
@@ -114,4 +116,6 @@ def _opened(path: Path) -> Iterator[IO[str]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no table in UTF-8: {error}") from error
+        raise InputError(
+            f"{path} is no table in UTF-8 ({error}); convert it, e.g. `iconv -f latin1 -t utf-8`"
+        ) from error

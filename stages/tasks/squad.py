@@ -269,7 +269,7 @@ def _checked(question: Question, where: str) -> Question:
         if found != answer.text:
             raise InputError(
                 f"{where}: the answer {answer.text!r} of question {question.id} is not at character {answer.start} of its context "
-                f"({found!r} is)"
+                f"({found!r} is); expected SQuAD's own file, its texts unchanged"
             )
     return question
 

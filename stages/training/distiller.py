@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from stages.attention_vectors import AttentionTaps
 from stages.batches import Batch, TargetDecoder, Wanted
 from stages.config import TrainConfig
+from stages.forward_pass import encoder_states
 from stages.heads import Head, filled
 from stages.losses import distillation_loss
-from stages.models import encoder_states
 from stages.training.inner_terms import (
     AttentionTerm,
     Counts,

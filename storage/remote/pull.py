@@ -59,7 +59,8 @@ def pull(
     identity = Identity.fetch(remote, root_digest)
     if identity.manifest.fingerprint != fingerprint:
         raise MismatchError(
-            f"{remote.shown(MANIFEST_FILE)} is of cache {identity.manifest.fingerprint}; it lies in a wrong place"
+            f"{remote.shown(MANIFEST_FILE)} is of cache {identity.manifest.fingerprint}; expected {fingerprint}, as its folder "
+            "is called; move it to where it belongs, or remove it"
         )
     if splits:
         identity = identity.only(splits)

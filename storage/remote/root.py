@@ -78,7 +78,9 @@ class Identity:
         """
         absent = sorted(set(splits) - self.description.splits.keys())
         if absent:
-            raise MismatchError(f"the cache holds no {', '.join(absent)}; it has {', '.join(self.description.splits)}")
+            raise MismatchError(
+                f"the cache holds no {', '.join(absent)}; it has {', '.join(self.description.splits)}; name some of these"
+            )
         kept = {name: split for name, split in self.description.splits.items() if name in splits}
         description = replace(self.description, splits=kept)
         data = json_file(description.to_json())

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from pipeline.cache_repair import Found, as_it_was_computed
 from pipeline.cli import cli
-from stages import cache_teacher, verify_against_teacher
-from stages.verify_against_teacher import hardware
+from stages import cache_teacher
+from stages.against_teacher import language_model
+from stages.against_teacher.agreement import hardware
 from storage import CacheDescription, CacheReader, CacheWork, ShardId, verify_cache
 from storage.manifest import FileRecord, RootManifest
 from tests.storage.damage import vouch_for_what_is_there
@@ -287,9 +288,9 @@ def test_a_cache_from_another_device_is_repaired_only_where_that_is_allowed(proj
 
 
 def test_the_teacher_of_a_comparison_is_spread_as_the_parameters_say_unless_a_device_is_named(project, monkeypatch):
-    models, load = [], verify_against_teacher.load_language_model
+    models, load = [], language_model.load_language_model
     monkeypatch.setattr(
-        verify_against_teacher,
+        language_model,
         "load_language_model",
         lambda *what, **how: models.append(load(*what, **how)) or models[-1],
     )

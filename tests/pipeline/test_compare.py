@@ -3,7 +3,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import cli
 from pipeline.compare import compare, gather, only, slug
 from pipeline.comparison.table import Row, markdown
 from stages import cache_teacher, init_student
@@ -197,6 +199,20 @@ def test_runs_that_are_done_one_by_one_are_gathered_into_the_same_table_without_
     assert one_by_one.artefacts.comparison.with_suffix(".md").read_text() == table
 
 
+def test_without_a_run_json_on_stdout_is_what_was_found_and_nothing_else(one_by_one, tmp_path):
+    def invoke(*arguments):
+        done = CliRunner().invoke(cli, ["compare", *arguments, "--project", str(one_by_one.folder)])
+        assert done.exit_code == 0, done.output
+        return done
+
+    assert json.loads(invoke("--json", "-").stdout) == result(one_by_one)
+    assert "difference from" in invoke("--gather", "--json", str(tmp_path / "there.json")).stdout
+    assert json.loads((tmp_path / "there.json").read_text()) == result(one_by_one)
+    one = json.loads(invoke("--only", "MLM only", "--json", "-").stdout)
+    assert (one["run"], one["seeds"], one["figures"][0]["steps"]) == ("MLM only", [0], 2)
+    assert json.loads(invoke("--only", "before-training", "--json", "-").stdout)["figures"][0]["split"] == "test"
+
+
 def test_the_differences_are_from_the_named_run(one_by_one):
     shown = Recorder()
     gather(one_by_one.config, replace(one_by_one.context, progress=shown))
@@ -211,23 +227,42 @@ def test_the_differences_are_from_the_named_run(one_by_one):
 
 
 def test_scores_of_a_run_stand_in_its_row_while_they_are_of_its_weights(one_by_one):
-    model, weights = "models/comparison/mlm-only/0", result_of(one_by_one, "mlm-only/0", "train.json")["weights"]
-    folder = one_by_one.artefacts.finetuning
-    write_results(folder, "comparison-mlm-only-0", "MRPC", {0: 0.7, 1: 0.8}, weights=f"{weights}...")
-    write_model(folder / "comparison-mlm-only-0", {"path": model, "weights": f"{weights}...", "kind": "distilbert"})
+    fine_tuned(one_by_one, "mlm-only", {0: 0.7, 1: 0.8})
     gather(one_by_one.config, one_by_one.context)
     rows = {row["name"]: row for row in result(one_by_one)["rows"]}
     assert rows["MLM only"]["scores"] == {"MRPC": [0.75]}
     assert "scores" not in rows["through the head"]
     assert "| MRPC |" in one_by_one.artefacts.comparison.with_suffix(".md").read_text()
-    write_results(folder, "comparison-mlm-only-0", "MRPC", {0: 0.7}, weights="before")
-    write_model(folder / "comparison-mlm-only-0", {"path": model, "weights": "before", "kind": "distilbert"})
+    fine_tuned(one_by_one, "mlm-only", {0: 0.7}, weights="before")
     shown = Recorder()
     gather(one_by_one.config, replace(one_by_one.context, progress=shown))
     assert all("scores" not in row for row in result(one_by_one)["rows"])
     assert any(
         "run: pipeline finetune --replace --model models/comparison/mlm-only/0" in said for said in shown.messages
     )
+
+
+def fine_tuned(project, run, scores, *, weights=None, **settings):
+    """Write results of the student of a run; `weights` None: those that it has."""
+    weights = weights or f"{result_of(project, f'{run}/0', 'train.json')['weights']}..."
+    folder, name = project.artefacts.finetuning, f"comparison-{run}-0"
+    write_results(folder, name, "MRPC", scores, weights=weights, **settings)
+    described = {"path": f"models/comparison/{run}/0", "weights": weights, "kind": "distilbert"}
+    write_model(folder / name, described)
+
+
+def test_scores_on_other_examples_are_shown_and_not_subtracted_and_it_is_said(one_by_one):
+    fine_tuned(one_by_one, "through-the-head", {0: 0.8})
+    fine_tuned(one_by_one, "mlm-only", {0: 0.7})
+    fine_tuned(one_by_one, "random-weights", {0: 0.6}, data="others")
+    shown = Recorder()
+    gather(one_by_one.config, replace(one_by_one.context, progress=shown))
+    found = result(one_by_one)["variation"]["runs"]
+    assert found["MLM only"]["MRPC"] == pytest.approx(-0.1)
+    assert "MRPC" not in found["random weights"]
+    said = "random weights and through the head were scored on different examples of MRPC"
+    assert shown.messages == [said]
+    assert f"\n- {said}\n" in one_by_one.artefacts.comparison.with_suffix(".md").read_text()
 
 
 def result_of(project, run, file):

@@ -66,9 +66,11 @@ def test_a_tasks_cache_is_looked_at_and_verified_by_name(made):
     done(made, "cache", "info", "--task", "STS-B")
     found = json.loads(done(made, "cache", "verify", "--json", "--deep", "--task", "STS-B").stdout)
     assert found["problems"] == []
-    refused = pipeline(made, "cache", "verify", "--task", "STS-B", "--against-teacher", "2")
-    assert refused.exit_code == 1
-    assert "is the cache of the task STS-B, whose teacher has no language-model head" in refused.output
+    said = done(made, "cache", "verify", "--task", "STS-B", "--against-teacher", "2").stdout
+    assert "train: largest difference of score" in said
+    by_folder = ("cache", "verify", str(cache_of(made, "SST-2")), "--against-teacher", "2", "--json")
+    found = json.loads(done(made, *by_folder).stdout)["against_teacher"]
+    assert (found["sequences"], found["within"]) == (2, True)
 
 
 def test_a_tasks_cache_is_repaired_pushed_pulled_and_made_in_parts_by_name(project, tmp_path):

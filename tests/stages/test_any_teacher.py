@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from stages import cache_teacher, corpus, plan, teacher, tokenize_corpus
+from stages.against_teacher.compare import compare_with_teacher
 from stages.config import cache_spec
 from stages.errors import InputError
 from stages.heads import Head
 from stages.models import load_tokenizer
 from stages.sequences import TokenStore
-from stages.verify_against_teacher import compare_with_teacher
 from storage import CacheDescription, CacheReader
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_model

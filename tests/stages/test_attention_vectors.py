@@ -190,7 +190,7 @@ def test_projections_that_the_heads_do_not_explain_are_refused():
 
 def test_blocks_that_differ_or_are_not_there_are_refused():
     model = tiny_bert()
-    with pytest.raises(InputError, match=r"block 4 of a model of type 'bert' is asked for; it has 1 to 3"):
+    with pytest.raises(InputError, match=r"block 4 of a model of type 'bert' is asked for; expected 1 to 3"):
         AttentionTaps(model, (4,), ("keys",))
     for name in ("query", "key"):
         setattr(model.bert.encoder.layer[1].attention.self, name, nn.Linear(16, 32))

@@ -14,9 +14,10 @@ from stages import evaluate, init_student, train_student
 from stages.bilstm import BiLstmConfig, BiLstmForMaskedLM, copy, reading_orders
 from stages.blocks import blocks_of
 from stages.config import ConfigError, load_config
+from stages.forward_pass import encoder_hidden, encoder_states
 from stages.heads import Head
 from stages.model_config import ModelShape
-from stages.models import encoder_hidden, encoder_states, load_masked_lm
+from stages.models import load_masked_lm
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_bert
 from tests.tiny import ROOT, tiny_params

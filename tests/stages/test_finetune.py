@@ -209,6 +209,20 @@ def test_results_with_other_parameters_are_refused_or_replaced_and_may_have_anot
     assert "SST-2: removed 1 results of other parameters, weights or data" in project.said
 
 
+def test_results_stay_until_those_that_replace_them_can_begin(project):
+    project.finetune()
+    shorter = {"SST-2": {"training": {"epochs": 1}}}
+    project.set(finetune=finetuning({**shorter, "RTE": {}}))
+    with pytest.raises(InputError, match="RTE is no folder"):
+        project.finetune(replace_others=True)
+    assert project.result("student", "SST-2")["steps"] == 4
+    project.set(finetune=finetuning(shorter))
+    write_files(project.folder / "tasks" / "SST-2", {"train.tsv": "sentence\tlabel\nthe teacher reads\tperhaps\n"})
+    with pytest.raises(InputError, match="the label is 'perhaps'"):
+        project.finetune(replace_others=True)
+    assert project.result("student", "SST-2")["steps"] == 4
+
+
 def test_results_on_other_data_are_refused(project):
     project.finetune()
     write_files(project.folder / "tasks" / "SST-2", {"dev.tsv": "sentence\tlabel\nthe teacher reads\t1\n"})

@@ -3,8 +3,8 @@ import torch
 
 from stages.config import StudentConfig
 from stages.errors import InputError
+from stages.forward_pass import encoder_hidden
 from stages.heads import Head
-from stages.models import encoder_hidden
 from stages.students import build_student
 from tests.stages.tiny_models import tiny_bert
 

@@ -8,12 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from stages import cache_teacher, corpus, plan, tokenize_corpus
 from stages.context import Context
-from stages.errors import InputError, Interrupted
+from stages.errors import ConfigError, InputError, Interrupted
 from stages.models import load_tokenizer
 from storage.cache_info import cache_info
 from storage.manifest import MANIFEST_FILE
 from tests.stages.conftest import Project
 from tests.stages.tiny_models import tiny_bert
+from tests.stages.tiny_tasks import finetuning
 from tests.tiny import tiny_text, write_project
 
 ALL = {"shard_tokens": 4096, "top_k": None, "sequences": {"train": None, "validation": None, "test": None}}
@@ -170,3 +171,11 @@ def test_a_teacher_that_gives_nan_is_refused_and_nothing_stays(make_project):
     with pytest.raises(InputError, match="not finite"):
         plan.run(project.config, project.context, sample_tokens=400)
     assert everything_below(project.folder) == before
+
+
+def test_caches_of_tasks_are_not_planned_and_it_is_said_what_is(make_project):
+    project = make_project(cache={"targets": "task"}, finetune=finetuning({"SST-2": {}}))
+    with pytest.raises(
+        ConfigError, match=r"cache.targets is task, and only .* run: pipeline plan -S cache.targets=language_model"
+    ):
+        plan.run(project.config, project.context, sample_tokens=100)

@@ -402,6 +402,10 @@ def test_a_cache_of_other_parameters_is_refused_with_what_differs(project):
 @pytest.mark.parametrize("part", ["held_out", "validation"])
 def test_a_cache_of_other_training_examples_is_refused_where_the_scored_ones_are_taken_from_them(project, part):
     project.change(tasks={"STS-B": {part: 0.3}})
+    with pytest.raises(
+        InputError, match=r"it may have learned them.*; run: pipeline finetune STS-B --model teacher --replace"
+    ):
+        project.cache("STS-B")
     project.finetune("STS-B", model="teacher", distil=False, replace_others=True)
     project.cache("STS-B")
     file = project.folder / "tasks" / "STS-B" / "train.tsv"

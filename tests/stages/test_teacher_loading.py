@@ -8,28 +8,20 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, Bloo
 
 from stages.config import MachineConfig
 from stages.errors import InputError
+from stages.forward_pass import encoder_hidden, encoder_states
 from stages.heads import Head
 from stages.model_config import ModelShape
-from stages.models import Spread, encoder_hidden, encoder_states, load_model_config
+from stages.models import Spread, load_model_config
 from stages.teacher_loading import check_teacher, load_teacher, spread_of
 from storage.files import remove_temporaries
-from tests.stages.tiny_models import CAUSAL_FAMILIES, MASKED_FAMILIES, tiny_bert, tiny_model
-
-FAMILIES = [*((kind, "masked") for kind in MASKED_FAMILIES), *((kind, "causal") for kind in CAUSAL_FAMILIES)]
-every_family = pytest.mark.parametrize(("kind", "objective"), FAMILIES)
+from tests.stages.families import FAMILIES, batch, every_family
+from tests.stages.tiny_models import CAUSAL_FAMILIES, tiny_bert, tiny_model
 
 
 def saved(folder, kind, **changes):
     """The folder, with a tiny model of this family."""
     tiny_model(kind, **changes).save_pretrained(folder)
     return folder
-
-
-def batch(model, *lengths):
-    """Random ids without padding, filled up on the right with 0, and their mask."""
-    torch.manual_seed(1)
-    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-    return torch.randint(3, model.config.vocab_size, mask.shape) * mask, mask
 
 
 @every_family
@@ -43,51 +35,6 @@ def test_the_head_alone_gives_the_logits_of_every_family(tmp_path, kind, objecti
         (tmp_path / name).write_bytes(data)
     stored = Head.load(tmp_path)
     torch.testing.assert_close(stored.logits(encoder_hidden(model, ids, mask)), expected, rtol=1e-5, atol=1e-5)
-
-
-@every_family
-@torch.no_grad()
-def test_a_sequence_beside_a_longer_one_gives_what_it_gives_alone(kind, objective):
-    model = tiny_model(kind, objective=objective)
-    ids, mask = batch(model, 9, 14)
-    layers = range(ModelShape.of(model.config.to_dict()).layers)
-    last, below = encoder_states(model, ids, mask, layers)
-    alone, below_alone = encoder_states(model, ids[:1, :9], mask[:1, :9], layers)
-    torch.testing.assert_close(last[:1, :9], alone, rtol=1e-4, atol=1e-5)
-    for layer in layers:
-        torch.testing.assert_close(below[layer][:1, :9], below_alone[layer], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("kind", "blocks", "norm"),
-    [("gpt2", "transformer.h", "transformer.ln_f"), ("llama", "model.layers", "model.norm"), ("bert", "bert.encoder.layer", None)],
-)  # fmt: skip
-@torch.no_grad()
-def test_layer_n_is_what_the_nth_block_writes_and_the_last_one_what_the_head_reads(kind, blocks, norm):
-    model = tiny_model(kind)
-    seen = {}
-
-    def keep(number):
-        def hook(_module, inputs, output):
-            seen.setdefault("embeddings", inputs[0])
-            seen[number] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    for number, block in enumerate(model.get_submodule(blocks), start=1):
-        block.register_forward_hook(keep(number))
-    last, below = encoder_states(model, *batch(model, 9), range(3))
-    torch.testing.assert_close(below, {0: seen["embeddings"], 1: seen[1], 2: seen[2]}, rtol=0, atol=0)
-    expected = seen[3] if norm is None else model.get_submodule(norm)(seen[3])
-    torch.testing.assert_close(last, expected, rtol=0, atol=0)
-
-
-def test_no_keys_and_values_are_kept_for_a_generation_that_never_comes():
-    model = tiny_model("llama")
-    kept = []
-    model.model.register_forward_hook(lambda _module, _inputs, output: kept.append(output.past_key_values))
-    encoder_hidden(model, *batch(model, 9))
-    assert kept == [None]
 
 
 def test_the_shape_is_the_same_whatever_a_family_calls_it():

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from storage import CacheError, CacheReader, CacheWork, ShardId, verify_cache
+from storage.cache_check import NEXT, CacheCheck
 from storage.errors import WriteError
-from storage.verify import NEXT, CacheCheck
 from tests.storage.build import LAYOUTS, build_cache, make_description, publish
 from tests.storage.writer_process import description
 

@@ -171,7 +171,7 @@ def test_json_on_stdout_is_json_and_nothing_else(project):
     [
         (("full", "--gather"), "RUN, --only and --gather exclude each other"),
         (("--only", "full", "--gather"), "RUN, --only and --gather exclude each other"),
-        (("--json", "there.json"), "--json and --markdown are for RUN"),
+        (("--markdown", "there.md"), "--markdown is for RUN: without, runs/comparison.md is written"),
         (("--only", "fall"), "run 'fall' is not in compare.runs; did you mean full?"),
     ],
 )

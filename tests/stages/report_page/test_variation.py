@@ -39,6 +39,22 @@ def test_scores_on_tasks_stand_beside_with_the_papers_ablation_below(tmp_path):
     assert found["no KD, DistilBERT paper"] == ["–", "–", "−2.96, GLUE, 9 tasks", "–", "–"]
 
 
+def test_scores_are_means_over_the_students_as_in_the_comparison(tmp_path):
+    values = ablation()
+    values["rows"][3]["scores"]["MRPC"] = [0.80, 0.80, 0.86]
+    [table] = part(values, tmp_path).tables
+    assert rows(table)["top-k & the rest"][3] == "−4.0, 82.0 ± 3.0"
+
+
+def test_scores_on_other_examples_are_shown_and_have_no_difference(tmp_path):
+    values = ablation()
+    for row in values["rows"]:
+        row["evaluation_digests"] = dict.fromkeys(row.get("scores", {}), "others" if row["name"] == "MLM only" else "d")
+    [table] = part(values, tmp_path).tables
+    assert rows(table)["MLM only"][3] == "–, 80.0"
+    assert rows(table)["top-k & the rest"][3] == "−3.0, 83.0 ± 1.0"
+
+
 def test_the_plot_has_a_line_for_each_run_and_for_each_of_the_papers(tmp_path):
     [plot] = part(ablation(), tmp_path).plots
     assert plot.name == "variation-tasks"

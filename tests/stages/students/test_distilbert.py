@@ -5,7 +5,7 @@ import torch
 
 from stages.config import ConfigError, StudentConfig
 from stages.errors import InputError
-from stages.models import encoder_hidden
+from stages.forward_pass import encoder_hidden
 from stages.students import build_student, copy_teacher, layer_map
 from tests.stages.tiny_models import tiny_bert, tiny_model
 

@@ -64,8 +64,8 @@ def one_by_one(model, examples):
         yield said.numpy(), states.numpy()
 
 
-def computer(model, batch_tokens):
-    return TaskComputer(model, layers=3, pad_id=0, batch_tokens=batch_tokens)
+def computer(model, batch_tokens, *, hidden=True):
+    return TaskComputer(model, layers=3, pad_id=0, batch_tokens=batch_tokens, hidden=hidden)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "gpt2", "llama"])
@@ -84,7 +84,7 @@ def test_classes_and_hidden_states_are_those_of_each_input_alone(kind, batch_tok
 @pytest.mark.parametrize("batch_tokens", [1, 1000])
 def test_answers_are_those_of_each_input_alone(batch_tokens):
     model = model_of("distilbert", AutoModelForQuestionAnswering)
-    found = computer(model, batch_tokens).compute(seen(), layout("answers", 2, hidden="none")).targets()
+    found = computer(model, batch_tokens, hidden=False).compute(seen(), layout("answers", 2, hidden="none")).targets()
     logits, _ = zip(*one_by_one(model, seen()), strict=True)
     np.testing.assert_allclose(found.task_logits, np.concatenate(logits), atol=1e-5)
     assert not found.encoded
@@ -94,3 +94,13 @@ def test_a_shard_is_dropped_where_a_stop_is_asked_for():
     model = model_of("distilbert", AutoModelForSequenceClassification, num_labels=3)
     with pytest.raises(Interrupted, match="the shard in hand was dropped"):
         computer(model, 1).compute(seen(), layout("classification", 3), lambda: True)
+
+
+def test_the_base_model_is_listened_to_once_and_only_where_hidden_states_are_asked_for():
+    model = model_of("distilbert", AutoModelForSequenceClassification, num_labels=3)
+    computer(model, 1000, hidden=False)
+    assert not model.base_model._forward_hooks
+    listening = computer(model, 1000)
+    for _ in range(2):
+        listening.compute(seen(), layout("classification", 3))
+        assert len(model.base_model._forward_hooks) == 1

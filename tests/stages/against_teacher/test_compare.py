@@ -3,7 +3,8 @@ import pytest
 import zarr
 
 from stages import cache_teacher
-from stages.verify_against_teacher import Agreement, Measured, compare_with_teacher, spread
+from stages.against_teacher.agreement import Agreement, Measured, spread
+from stages.against_teacher.compare import compare_with_teacher
 from storage import CacheReader
 from tests.storage.build import make_description
 from tests.storage.damage import GROUP, vouch_for_what_is_there

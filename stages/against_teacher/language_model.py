@@ -1,117 +1,41 @@
-"""Whether a cache says what its teacher says: some sequences through the teacher once more, beside what is stored.
-
-The two are never equal to the last bit, so each figure has a limit that is worked out from two causes, not guessed:
-
-- *The codec.* What it costs is measured on the spot: the teacher's present hidden states are encoded and decoded with the
-  cache's own codec and go through the cache's own head. For logits its bound is known (FORMAT.md, section 4).
-- *Rounding.* The teacher runs here in batches of another shape, perhaps on another device: `ROUNDING` says how far its
-  logits may move for that, relative to 1 + max |z|; call a row's share of it `b`.
-
-How the two make limits. KL between softmaxes whose logits differ by at most b is at most b^2 / 2 (Hoeffding's lemma), also
-over the cached ids alone with b = codec + rounding. Full KL of the codec and of rounding add up as their square roots do
-(near zero KL is a squared distance), and so does 1 - cos, rounding turning a vector by about its relative size. logsumexp
-moves by no more than b. The best id may change where it is ahead by less than 2 b, and where the codec alone changes it.
-"""
+"""The cache of a language model beside its teacher: hidden states, attention, and the logits that its head gives."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from stages.against_teacher.agreement import BATCH, ROUNDING, Measured, turned
 from stages.batches import Batch, TargetDecoder, Wanted, decoder_for, to_batch
 from stages.config import MachineConfig
 from stages.context import Context
 from stages.device import torch_dtype
-from stages.errors import InputError
+from stages.forward_pass import head_device, input_device
 from stages.heads import Head, row_chunks
 from stages.model_config import ModelShape
-from stages.models import head_device, input_device, load_language_model, require_model, weights_digest
+from stages.models import load_language_model
 from stages.teacher_loading import spread_of
 from stages.teacher_vectors import TeacherVectors
-from storage import CacheDescription, CacheReader, ShardId, Split, VectorName, decode_vectors, encode_vectors
-
-ROUNDING = {
-    "float32": (256 * 2.0**-24, 4096 * 2.0**-24),
-    "float16": (8 * 2.0**-11, 32 * 2.0**-11),
-    "bfloat16": (8 * 2.0**-8, 32 * 2.0**-8),
-}
-"""Relative movement of logits by the precision of the teacher's pass: with the same device, torch and threads, and with others.
-
-In units of the precision's rounding. float32 sums over thousands of terms round in each of them, so that many units come
-together; the half precisions add up in float32 and round results only. Another device adds up in another order everywhere.
-"""
-HARDWARE = ("device", "torch", "threads")
-"""The fields of `computed_with` that decide which of the two it is."""
-_BATCH = 16
-"""Sequences that go through the teacher together."""
+from storage import CacheReader, ShardId, Split, VectorName, decode_vectors, encode_vectors
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One figure of one split, beside the limit that it must keep to."""
-
-    split: Split
-    name: str
-    found: float
-    limit: float
-    at_least: bool = False
-    """The limit is a lower one."""
-
-    @property
-    def within(self) -> bool:
-        return self.found >= self.limit if self.at_least else self.found <= self.limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """What a comparison found."""
-
-    sequences: int
-    positions: int
-    same_hardware: bool
-    """Device, torch and threads are those that the cache was computed with."""
-    measured: tuple[Measured, ...]
-
-    @property
-    def within(self) -> bool:
-        """Whether every figure keeps to its limit."""
-        return all(figure.within for figure in self.measured)
-
-
-def compare_with_teacher(
+def compare_language_model(
     reader: CacheReader,
     context: Context,
-    sequences: int,
-    computed_with: Mapping[ShardId, Mapping[str, Any]],
-    machine: MachineConfig | None = None,
-) -> Agreement:
-    """Run `sequences` sequences of the cache, spread evenly over its shards, through the teacher and compare.
+    chosen: Mapping[ShardId, Sequence[int]],
+    *,
+    same: bool,
+    machine: MachineConfig | None,
+) -> tuple[int, tuple[Measured, ...]]:
+    """Number of positions and figures of the `chosen` sequences; `same`: they were computed on hardware as it is here.
 
-    `computed_with` is what the manifests of the shards say; with a `machine` that has a `device_map` the teacher is spread
-    over devices as that says. Raises `InputError` where models/teacher is missing or is not the teacher that the cache was
-    made with, `CorruptError` where a shard cannot be read.
+    Raises as `compare_with_teacher`.
     """
-    description = reader.description
-    if description.task is not None:
-        raise InputError(
-            f"{reader.folder} is the cache of the task {description.task['name']}, whose teacher has no language-model head to compare "
-            "with; leave --against-teacher out, or run `pipeline cache repair` of it where that teacher is"
-        )
-    folder = context.artefacts.teacher
-    require_model(folder, "the teacher of the cache", "dvc pull models/teacher")
-    found, expected = weights_digest(folder), description.content.get("teacher")
-    if found != expected:
-        raise InputError(
-            f"{folder} is not the teacher of this cache: content.teacher is {str(expected)[:12]}... in the cache and "
-            f"{found[:12]}... there; fetch the right one with `dvc pull models/teacher` or `git checkout` of the cache's commit"
-        )
+    description, folder = reader.description, context.artefacts.teacher
     made = description.spec["cache"]
     teacher = load_language_model(
         folder,
@@ -121,10 +45,7 @@ def compare_with_teacher(
         device=context.device,
         spread=None if machine is None else spread_of(machine, context.artefacts.cache_work),
     )
-    chosen = spread(description, sequences)
-    same = all(_same_hardware(computed_with.get(shard, {}), context) for shard in chosen)
     sums: dict[Split, _Sums] = {}
-    context.progress.begin("compare with the teacher", sum(map(len, chosen.values())), "sequences")
     device = head_device(teacher)
     with torch.inference_mode():
         heads = Head.of(teacher), Head.load(reader.folder).to(device)
@@ -138,9 +59,9 @@ def compare_with_teacher(
                 last_layer=ModelShape.of(description.teacher_config).layers,
             )
             arrays, layout = reader.load(shard), description.splits[shard.split].layout
-            for begin in range(0, len(places), _BATCH):
+            for begin in range(0, len(places), BATCH):
                 context.stop_if_asked("nothing was changed")
-                rows = arrays.select(np.asarray(places[begin : begin + _BATCH]))
+                rows = arrays.select(np.asarray(places[begin : begin + BATCH]))
                 wanted = Wanted(
                     hidden=False, logits=True, layers=layout.hidden_layers, attention=layout.attention_vectors
                 )
@@ -157,34 +78,8 @@ def compare_with_teacher(
                     for layer, states in zip(layout.layers(name), of_layers, strict=True):
                         comparison.add_vectors(of_split, name, layer, _of_rows(states, batch), batch)
                 context.progress.advance(rows.sequence_ids.size, shard=str(shard))
-    return Agreement(
-        sequences=sum(map(len, chosen.values())),
-        positions=int(sum(part.total["rows"] for part in sums.values())),
-        same_hardware=same,
-        measured=tuple(figure for split, part in sums.items() for figure in part.figures(split)),
-    )
-
-
-def spread(description: CacheDescription, sequences: int) -> dict[ShardId, list[int]]:
-    """Which sequences (index within the shard) of each shard: a fixed choice, evenly over all splits and variants."""
-    shards = description.shard_ids()
-    ends = np.cumsum([description.span(shard)[1] for shard in shards])
-    count = min(sequences, int(ends[-1]))
-    chosen: dict[ShardId, list[int]] = {}
-    for place in (np.arange(count) * 2 + 1) * int(ends[-1]) // (2 * count):
-        number = int(np.searchsorted(ends, place, side="right"))
-        chosen.setdefault(shards[number], []).append(int(place - (ends[number - 1] if number else 0)))
-    return chosen
-
-
-def _same_hardware(computed_with: Mapping[str, Any], context: Context) -> bool:
-    return {name: computed_with.get(name) for name in HARDWARE} == hardware(context)
-
-
-def hardware(context: Context) -> dict[str, str | int]:
-    """The fields of `computed_with` that depend on where a process runs, as they are here."""
-    here = torch.device(context.device).type, torch.__version__.split("+")[0], context.threads
-    return dict(zip(HARDWARE, here, strict=True))
+    positions = int(sum(part.total["rows"] for part in sums.values()))
+    return positions, tuple(figure for split, part in sums.items() for figure in part.figures(split))
 
 
 def _of_rows(states: Tensor, batch: Batch) -> Tensor:
@@ -208,10 +103,7 @@ class _Sums:
             yield Measured(split=split, name="KL through the head, nats", found=mean["kl"],
                            limit=(mean["kl_codec"] ** 0.5 + mean["kl_rounding"] ** 0.5) ** 2)  # fmt: skip
         for name, turns in self.turns.items():
-            found, codec, rounding = (turns / rows).tolist()
-            yield Measured(
-                split=split, name=f"1 - cosine of {name}", found=found, limit=(codec**0.5 + rounding**0.5) ** 2
-            )
+            yield Measured.of_turns(split, name, turns / rows)
         if "kl_top" in mean:
             yield Measured(
                 split=split, name="KL over the cached ids, nats", found=mean["kl_top"], limit=mean["kl_top_limit"]
@@ -260,12 +152,8 @@ class _Comparison:
         else:
             cached = self._decoder.attention(batch, name, layer)
             what = f"{name} of block {layer}"
-        turned = [
-            (1 - F.cosine_similarity(states.double(), other.double(), dim=-1)).clamp_min(0).sum().cpu()
-            for other in (cached, self._through_codec(name, states))
-        ]
-        turned.append(torch.tensor(len(states) * self._rounding**2 / 2, dtype=torch.float64))
-        sums.turns[what] = sums.turns.get(what, 0) + torch.stack(turned)
+        found = turned(states, cached, self._decoder.layout, name, self._rounding)
+        sums.turns[what] = sums.turns.get(what, 0) + found
 
     def _through_codec(self, name: VectorName, states: Tensor) -> Tensor:
         layout = self._decoder.layout
