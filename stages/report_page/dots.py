@@ -100,7 +100,7 @@ def draw_dots(
         if mark is not None:
             everything.append(mark)
             for place in range(len(lines)):  # short: it must not run through the labels
-                panel.vlines(mark, -place - 0.22, -place + 0.12, color=INK, linewidth=1.2)
+                panel.vlines(mark, -place - 0.22, -place + 0.06, color=INK, linewidth=1.2)
         if log:
             logarithmic(panel, "x", everything)
         else:
