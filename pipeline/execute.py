@@ -14,6 +14,7 @@ from pipeline.logged import LogFile
 from pipeline.params import read_config
 from pipeline.progress import Reporter, make_reporter
 from pipeline.stop import StopRequest
+from pipeline.temporary_copy import original_of
 from pipeline.workers import open_runner
 from stages.config import Config
 from stages.context import Artefacts, Context, Node
@@ -62,7 +63,7 @@ def execute(
         quiet_libraries(debug=debug)
         if takes_workers and workers is None and scheduler is None:
             workers = config.machine.workers
-        artefacts = Artefacts(project=project, root=root)
+        artefacts = Artefacts(project=project, kept_in=original_of(project), root=root)
         log = LogFile(artefacts.runs / "logs" / f"{name}.log") if logged else None
         with make_reporter(name, ranks.rank, as_json=as_json, log=log) as progress:
             with _said_once(ranks):

@@ -102,10 +102,16 @@ def _disk(disk: Json, cache_bytes: int) -> dict[str, str]:
         }
     return {
         "the cache": size(cache_bytes),
-        "with DVC's copy": f"{size(disk['needed_bytes'])} ({'shares blocks' if disk['copies'] == 1 else 'no reflinks here'})",
+        "with DVC's copy": f"{size(disk['needed_bytes'])} ({_shared(disk)})",
         "free": size(disk["free_bytes"]),
         "durable writing": "not probed: too little room" if speed is None else f"{size(speed)}/s",
     }
+
+
+def _shared(disk: Json) -> str:
+    if disk["hard_links"]:
+        return "hard links"
+    return "shares blocks" if disk["copies"] == 1 else "no reflinks here"
 
 
 def _student_run(run: Json) -> dict[str, str | int]:

@@ -27,10 +27,12 @@ from storage import (
     Split,
     verify_cache,
 )
+from storage.files import has_other_names
 from storage.manifest import MANIFEST_FILE, RootManifest
 from storage.reader import read_identity
 from storage.remote import RemoteFolder, RemoteWork, finished_at, keep_manifest
 from storage.remote.work import AGAIN
+from storage.taken_back import keep_linked, linked_copy
 
 
 def run(
@@ -69,6 +71,7 @@ def run(
     with _open_work(description, context, verify=verify, part=part) as work:
         if part is None:
             work.take_back(artefacts.cache)
+            work.take_back(linked_copy(work.root, description.fingerprint))  # where DVC removed the other
             work.add_folder("tokenizer", origin.tokens.tokenizer_folder)
         missing = _missing(work, context, verify=verify)
         _compute(origin, work, missing)
@@ -78,6 +81,10 @@ def run(
             return
         # Each shard is of these tokens and this teacher. What is put down as the cache's origin must be them too.
         origin.require_unchanged()
+        if artefacts.root is None and has_other_names(artefacts.tokens):
+            # This project's files are hard links into DVC's store, and the cache's will be: these cost no room. To a DVC that copies
+            # they would be a reason to copy once more.
+            keep_linked(work.folder, work.root, description.fingerprint)
         root_digest = work.finish(artefacts.cache if artefacts.root is None else artefacts.tracked_manifest)
     if verify and not missing and reported(context, root_digest):  # how it was made is still true
         context.progress.message(f"{work.kept_in} is whole; root digest {root_digest[:12]}")

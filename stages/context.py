@@ -60,6 +60,8 @@ class Artefacts:
     """Where each stage's files lie, below the project folder. The names are the ones in dvc.yaml."""
 
     project: Path
+    kept_in: Path | None = None
+    """The project folder that holds `.cache-work` and `checkpoints`, where `project` is a passing copy of it."""
     run: str | None = None
     """Name of one run of a comparison: its student and figures lie in folders of their own, all else is shared."""
     further_teacher: str | None = None
@@ -85,7 +87,7 @@ class Artefacts:
 
     def shown(self, path: Path) -> str:
         """How a message calls a path of the project."""
-        return path.relative_to(self.project).as_posix()
+        return (path.relative_to(self.project) if path.is_relative_to(self.project) else path).as_posix()
 
     @property
     def documents(self) -> Path:
@@ -133,7 +135,7 @@ class Artefacts:
 
     @property
     def cache_work(self) -> Path:
-        return self.project / ".cache-work"
+        return (self.kept_in or self.project) / ".cache-work"
 
     @property
     def cache(self) -> Path:
@@ -169,7 +171,7 @@ class Artefacts:
 
     @property
     def checkpoints(self) -> Path:
-        return self.project / "checkpoints"
+        return (self.kept_in or self.project) / "checkpoints"
 
     @property
     def runs(self) -> Path:

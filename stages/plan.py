@@ -62,7 +62,7 @@ def run(
     samples = draw_samples(config, context, tokens, description, sample_tokens)
     probe = TeacherProbe(teacher, head, config, context, pad_id=description.pad_id)
     with scratch(artefacts.cache_work, "plan") as folder:
-        disk = probe_disk(folder, at_root=artefacts.root is not None)
+        disk = probe_disk(folder, at_root=artefacts.root is not None, tracked=artefacts.tokens)
         probe.begin(samples)
         stage_one = probe.stage_one(description, samples["train"])
         held = {split: probe.hold(presets.values(), split, pieces) for split, pieces in samples.items()}

@@ -63,6 +63,29 @@ def copy_tree(source: Path, target: Path) -> None:
     sync_tree(target)
 
 
+def link_tree(source: Path, target: Path) -> bool:
+    """Give every file of a folder a second name below `target`, in place of what is there; False where that cannot be done.
+
+    Between file systems it cannot, and on those without hard links. It takes no room until the first names are removed.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{target.name}")
+    discard(temporary)
+    discard(target)
+    try:
+        shutil.copytree(source, temporary, copy_function=os.link)
+    except OSError:
+        discard(temporary)
+        return False
+    temporary.rename(target)
+    sync_folder(target.parent)
+    return True
+
+
+def has_other_names(folder: Path) -> bool:
+    """Whether a file of `folder` is a hard link: it has a name elsewhere too."""
+    return any(path.is_file() and path.stat().st_nlink > 1 for path in folder.rglob("*"))
+
+
 def move_folder(source: Path, target: Path) -> None:
     """Rename a folder or a file, durably; `target` must not exist. Copies where the two are on different file systems."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.description import CacheDescription
-from storage.errors import CacheError, MismatchError
-from storage.files import discard, move_folder, write_durably
+from storage.errors import CacheError, LockedError, MismatchError
+from storage.files import discard, link_tree, move_folder, write_durably
 from storage.layout import FORMAT_VERSION, ShardId
 from storage.locking import lock
 from storage.manifest import (
@@ -28,6 +29,8 @@ from storage.manifest import (
     manifest_file,
     shard_folder,
 )
+
+_FINISHED = ".finished"
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,25 @@ def make_room(destination: Path, replaced: Path, root: Path, fingerprint: str, a
             )
         discard(home)
         move_folder(destination, home)
+
+
+def linked_copy(root: Path, fingerprint: str) -> Path:
+    """Where `keep_linked` keeps a finished cache."""
+    return root / f"{fingerprint}{_FINISHED}"
+
+
+def keep_linked(folder: Path, root: Path, fingerprint: str) -> None:
+    """Keep the complete cache in `folder` below `root` as well, by hard links, until another one is kept.
+
+    DVC removes an output before it runs the stage again. So a cache that was finished, and that DVC was still hashing when it was
+    killed (20 minutes per terabyte), would be computed once more.
+    """
+    kept = linked_copy(root, fingerprint)
+    link_tree(folder, kept)
+    for other in root.glob(f"*{_FINISHED}"):
+        if other != kept:
+            with suppress(LockedError), lock(root, other.name.removesuffix(_FINISHED)):
+                discard(other)
 
 
 def set_aside(folder: Path, belongs: Files, aside: Path) -> list[str]:

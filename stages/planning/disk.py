@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.disk_probe import can_reflink, free_bytes, write_speed
+from storage.files import has_other_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,13 @@ class Disk:
     """Of durable writing here; None where it was not probed: the cache goes to a root, or the disk is nearly full."""
     reflinks: bool | None
     """Whether DVC's copy shares its blocks with the cache; None: not known."""
+    hard_links: bool
+    """Whether this project's files are hard links into DVC's store, as the cache will be."""
 
     @property
     def copies(self) -> int:
-        """How often the cache will lie here: DVC keeps a second one where the file system cannot share blocks."""
-        return 0 if self.at_root else 1 if self.reflinks else 2
+        """How often the cache will lie here: DVC keeps a second one where it cannot share files or blocks."""
+        return 0 if self.at_root else 1 if self.hard_links or self.reflinks else 2
 
     def write_seconds(self, cache_bytes: int) -> float | None:
         """Of a cache of that size; None where the speed is not known."""
@@ -36,6 +39,7 @@ class Disk:
             "at_root": self.at_root,
             "free_bytes": self.free_bytes,
             "reflinks": self.reflinks,
+            "hard_links": self.hard_links,
             "copies": self.copies,
             "needed_bytes": self.copies * cache_bytes,
             "fits": self.copies * cache_bytes <= self.free_bytes,
@@ -43,11 +47,15 @@ class Disk:
         }
 
 
-def probe_disk(folder: Path, *, at_root: bool) -> Disk:
-    """Look at the file system of the folder `folder`, where some tens of megabytes are written and removed again."""
+def probe_disk(folder: Path, *, at_root: bool, tracked: Path) -> Disk:
+    """Look at the file system of the folder `folder`, where some tens of megabytes are written and removed again.
+
+    `tracked`: a folder that DVC has in its store, where there is a DVC.
+    """
     return Disk(
         at_root=at_root,
         free_bytes=free_bytes(folder),
         write_bytes_per_second=None if at_root else write_speed(folder),
         reflinks=can_reflink(folder),
+        hard_links=has_other_names(tracked),
     )

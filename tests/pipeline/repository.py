@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from tests.tiny import write_project
+from tests.tiny import ROOT, write_project
 
 GIT = (
     "-c",
@@ -20,6 +23,11 @@ GIT = (
     "-c",
     "commit.gpgsign=false",
 )
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC says it ran."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 class Repository:
@@ -47,11 +55,12 @@ class Repository:
 
     @classmethod
     def create(cls, folder: Path, **overrides) -> Repository:
-        """The tiny project under git and DVC, committed."""
+        """The tiny project under git and DVC, committed; DVC has this repository's own settings."""
         write_project(folder, **overrides)
         repository = cls(folder)
         repository.git("init", "-q")
         repository.dvc("init", "-q")
+        shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
         repository.commit("a tiny project")
         return repository
 
@@ -93,6 +102,15 @@ class Repository:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def end_when(self, number: signal.Signals, pattern: str, count: int, *command: str) -> None:
+        """Start a command, wait until so many files match, and send it and all its children a signal, as a terminal would."""
+        process = self.start(*command)
+        while process.poll() is None and len(list(self.folder.glob(pattern))) < count:
+            time.sleep(0.01)
+        assert process.poll() is None, f"{' '.join(command)} ended before it was to be ended"
+        os.killpg(process.pid, number)
+        process.wait()
 
     def json(self, path: str):
         """A JSON file of the repository."""

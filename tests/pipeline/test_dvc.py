@@ -1,22 +1,16 @@
 """`dvc repro` as its users know it, with real DVC on a tiny project."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.pipeline.repository import Repository
+from tests.pipeline.repository import Repository, stages_run
 from tests.tiny import ROOT, write_params
-
-
-def stages_run(output):
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
 @pytest.fixture
@@ -72,19 +66,9 @@ def test_a_changed_cache_parameter_makes_a_new_cache_and_the_old_one_comes_back_
     assert stages_run(repository.dvc("repro").stdout) == []
 
 
-def kill_when(repository, pattern, count):
-    """Start `dvc repro`, wait until so many files match, and kill it and all its children with SIGKILL."""
-    process = repository.start("dvc", "repro")
-    while process.poll() is None and len(list(repository.folder.glob(pattern))) < count:
-        time.sleep(0.01)
-    assert process.poll() is None, "dvc repro ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def test_a_kill_in_the_middle_of_the_cache_resumes_to_the_same_root_digest(repository, tmp_path):
     write_params(repository.folder, cache={"shard_tokens": 32, "top_k": 12})
-    kill_when(repository, ".cache-work/*/manifest/[!.]*.json", 4)
+    repository.end_when(signal.SIGKILL, f".cache-work/{'?' * 64}/manifest/[!.]*.json", 4, "dvc", "repro")
     assert not (repository.folder / "cache" / "current").exists()
     output = repository.dvc("repro").stdout
     assert "shards are there and whole" in output
@@ -96,7 +80,7 @@ def test_a_kill_in_the_middle_of_the_cache_resumes_to_the_same_root_digest(repos
 
 def test_a_kill_in_the_middle_of_the_training_resumes_to_the_same_weights(repository):
     write_params(repository.folder, train={"steps": 60, "checkpoint_steps": 5})
-    kill_when(repository, "checkpoints/*/checkpoint-5", 1)
+    repository.end_when(signal.SIGKILL, "checkpoints/*/checkpoint-5", 1, "dvc", "repro")
     output = repository.dvc("repro").stdout
     assert "resuming from checkpoint-" in output
     interrupted = repository.student()

@@ -50,6 +50,7 @@ SCHEMA = {
         "at_root": bool,
         "free_bytes": int,
         "reflinks": (bool, type(None)),
+        "hard_links": bool,
         "copies": int,
         "needed_bytes": int,
         "fits": bool,

@@ -18,6 +18,7 @@ from stages.errors import InputError, Interrupted, ItemsError
 from stages.sharing import MOST_FAILURES
 from stages.teacher_job import TeacherJob
 from storage import CacheDescription, CacheReader, CacheWork, LockedError
+from storage.files import has_other_names
 from tests.stages.runners import StopsIn
 from tests.stages.tiny_models import tiny_bert
 from tests.storage.damage import flip_a_bit
@@ -151,6 +152,27 @@ def test_a_changed_parameter_makes_another_cache_and_keeps_the_old_one_aside(mak
     project.set()
     project.run(cache_teacher)
     assert digest(project) == first
+
+
+def test_a_cache_that_was_removed_is_there_again_where_the_projects_files_are_hard_links(make_project, monkeypatch):
+    """DVC removes outputs that it has not recorded, and links by hard links where it is told to."""
+    project = make_project()
+    tokens = project.artefacts.tokens / "train.parquet"
+    os.link(tokens, project.folder / "in DVC's store")
+    project.run(cache_teacher)
+    before = digest(project)
+    shutil.rmtree(project.artefacts.cache)
+    monkeypatch.setattr(TeacherJob, "begin", None)  # nobody is to be asked
+    project.run(cache_teacher)
+    assert digest(project) == before
+    assert json.loads(project.artefacts.cache_run.read_text())["shards_computed"] == 0
+
+
+def test_elsewhere_a_finished_cache_has_no_second_names(make_project):
+    """DVC that copies would copy such files once more."""
+    project = make_project()
+    project.run(cache_teacher)
+    assert not has_other_names(project.artefacts.cache)
 
 
 def test_how_fast_it_is_computed_is_not_part_of_what_it_is(make_project):

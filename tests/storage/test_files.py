@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from storage.files import discard, move_folder, remove_temporaries, sha256_file, write_durably
+from storage.files import (
+    discard,
+    has_other_names,
+    link_tree,
+    move_folder,
+    remove_temporaries,
+    sha256_file,
+    write_durably,
+)
 
 
 @pytest.fixture
@@ -67,6 +75,27 @@ def test_discarding_takes_files_folders_and_links_but_not_what_they_point_to(fol
     discard(folder)
     discard(tmp_path / "nothing")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_linked_folder_has_the_same_files_and_takes_the_place_of_an_older_one(folder, tmp_path):
+    (tmp_path / "kept" / "older").mkdir(parents=True)
+    assert not has_other_names(folder)
+    assert link_tree(folder, tmp_path / "kept")
+    assert has_other_names(folder)
+    assert (tmp_path / "kept" / "inner" / "file").samefile(folder / "inner" / "file")
+    assert not (tmp_path / "kept" / "older").exists()
+    discard(folder)
+    assert (tmp_path / "kept" / "inner" / "file").read_bytes() == b"abc"
+    assert not has_other_names(tmp_path / "kept")
+
+
+def test_where_there_are_no_hard_links_nothing_is_left(folder, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert not link_tree(folder, tmp_path / "kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 def test_only_temporaries_of_the_given_name_are_removed(tmp_path):
