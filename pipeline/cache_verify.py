@@ -38,8 +38,9 @@ def verify(folder: Path, context: Context, *, deep: bool, sequences: int | None,
         _print(check, context, deep, agreement)
     if check.problems:
         named = {problem.shard for problem in check.problems if problem.shard}
+        count, shards = len(check.problems), f"{len(named)} shards" if len(named) != 1 else "1 shard"
         raise CorruptError(
-            f"{folder}: {len(check.problems)} problems in {len(check.files)} files, of {len(named)} shards; {NEXT}"
+            f"{folder}: {count} {'problem' if count == 1 else 'problems'} in {len(check.files)} files, of {shards}; {NEXT}"
         )
     if agreement is not None and not agreement.within:
         outside = "; ".join(

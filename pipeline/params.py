@@ -27,7 +27,10 @@ def read_params(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"no parameters at {path}; run in a project folder, or name one with --project") from None
+        raise InputError(
+            f"no parameters at {path}; run in a project folder, name one with --project, or "
+            "begin one: pipeline init RECIPE --into FOLDER"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected YAML in UTF-8") from error
     values = _parse(text, str(path))

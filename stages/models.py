@@ -290,7 +290,8 @@ def _refused(what: str, name: str | Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            f"no {what} could be loaded from {name}: {_short(error)}; expected a folder with its files, or an id of the hub and a network"
+            f"no {what} could be loaded from {name}: {_short(error).rstrip('.')}; expected a folder with its files (config.json, "
+            "weights, tokenizer), or an id of the hub and a network (HF_HUB_OFFLINE not set); fetch it where there is one: hf download ID"
         ) from error
     except Exception as error:
         # For damaged content there is no common class: safetensors has one of its own, the tokenizers library raises

@@ -32,7 +32,7 @@ Item = TypeVar("Item")
 Progress = Callable[[str, int], None]
 
 NEXT = (
-    "fetch the cache again (`dvc checkout --force` or `dvc pull --force`), "
+    "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`), "
     "or, where teacher and tokens are, run `pipeline cache repair`"
 )
 """What to do about a damaged cache."""

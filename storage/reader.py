@@ -25,7 +25,7 @@ from storage.manifest import (
 from storage.shard import Allocate, Engine, allocate_new, read_shard
 from storage.shard_arrays import ShardArrays
 
-_AGAIN = "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
+_AGAIN = "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`) or run `pipeline cache-teacher`"
 
 
 class CacheReader:

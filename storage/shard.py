@@ -293,7 +293,7 @@ def _assemble(
 def _corrupt(shard: ShardId, file: str, what: str) -> CorruptError:
     return CorruptError(
         f"shard {shard}: {file} {what}; "
-        "fetch the cache again (`dvc checkout` or `dvc pull`) or run `pipeline cache-teacher`"
+        "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`) or run `pipeline cache-teacher`"
     )
 
 

@@ -116,7 +116,7 @@ def _check_draws(train: TrainConfig, cache: CacheConfig) -> None:
         found == drawn_from,
         key,
         "draws",
-        f"another value, or cache.draws above 0 with cache.draw_from {drawn_from} (now there are draws from {found})",
+        f"another value, or cache.draws above 0 with cache.draw_from {drawn_from} ({'none are cached now' if found == 'nothing' else f'those cached now are from {found}'})",
     )
     temperature = cache.rungs["draw_temperature"]
     require(

@@ -95,9 +95,13 @@ def _lines(file: Path, name: str) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if start == 0 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
+                if b"\0" in line:
+                    raise InputError(
+                        f"{name} is no text: it has a NUL byte; expected text in UTF-8, JSON lines or Parquet (corpus.files)"
+                    ) from None
                 raise InputError(
                     f"{name} is not UTF-8: byte {start + error.start} is 0x{line[error.start]:02x}; "
-                    f"convert it, e.g. `iconv -f latin1 -t utf-8`"
+                    f"convert it, e.g. `iconv -f latin1 -t utf-8 FILE > NEW_FILE`"
                 ) from None
             start += len(line)
 

@@ -136,6 +136,7 @@ def test_an_experiment_in_a_copy_goes_on_after_a_kill_and_the_copys_cache_is_dvc
     assert "resuming from checkpoint-" in repository.dvc(*command).stdout
 
 
+@pytest.mark.campaign  # as `dvc repro` in test_dvc.py, but for what DVC does around it
 def test_an_experiment_that_was_killed_in_the_workspace_goes_on(repository):
     command = ("exp", "run", *LONG, "train-student")
     repository.end_when(signal.SIGKILL, "checkpoints/*/checkpoint-5", 1, "dvc", *command)
