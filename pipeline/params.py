@@ -28,7 +28,7 @@ def read_params(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(
-            f"no parameters at {path}; run in a project folder, name one with --project, or "
+            f"no parameters at {path}; run in a project folder, or name one with --project, or "
             "begin one: pipeline init RECIPE --into FOLDER"
         ) from None
     except (OSError, UnicodeDecodeError) as error:

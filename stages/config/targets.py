@@ -112,11 +112,12 @@ def _check_draws(train: TrainConfig, cache: CacheConfig) -> None:
     key = "train.kd_source" if train.kd_source == "draws" else "train.tail"
     drawn_from = "all" if train.kd_source == "draws" else "tail"
     found = cache.rungs["draw_from"] if cache.train_draws else "nothing"
+    now = "none are cached now" if found == "nothing" else f"those cached now are from {found}"
     require(
         found == drawn_from,
         key,
         "draws",
-        f"another value, or cache.draws above 0 with cache.draw_from {drawn_from} ({'none are cached now' if found == 'nothing' else f'those cached now are from {found}'})",
+        f"another value, or cache.draws above 0 with cache.draw_from {drawn_from} ({now})",
     )
     temperature = cache.rungs["draw_temperature"]
     require(

@@ -44,13 +44,13 @@ def test_losses_whose_targets_are_cached_are_taken(cache, train):
         (
             {},
             {"kd_source": "draws"},
-            r"train.kd_source is 'draws'; allowed: another value, or cache.draws above 0 .* from nothing",
+            r"train.kd_source is 'draws'; allowed: another value, or cache.draws above 0 .*none are cached now",
         ),
-        (TAIL, {"kd_source": "draws"}, r"train.kd_source is 'draws'; .*draw_from all .now there are draws from tail"),
+        (TAIL, {"kd_source": "draws"}, r"train.kd_source is 'draws'; .*draw_from all .those cached now are from tail"),
         (
             {"draws": 8, "draw_temperature": 2.0},
             {"kd_source": "top_k", "tail": "draws"},
-            r"train.tail is 'draws'; .*draw_from tail .now there are draws from all",
+            r"train.tail is 'draws'; .*draw_from tail .those cached now are from all",
         ),
         ({}, {"tail": "renormalise"}, r"train.tail is 'renormalise'; allowed: rest, as train.kd_source is hidden"),
         (

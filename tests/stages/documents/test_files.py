@@ -82,6 +82,12 @@ def test_missing_paths_and_folders_without_text_are_refused(tmp_path, read):
         read("empty")
 
 
+def test_a_file_that_is_no_text_at_all_is_not_to_be_converted(tmp_path, read):
+    (tmp_path / "a.txt").write_bytes(b"%PDF-1.7\0\xe2\xe3")
+    with pytest.raises(InputError, match=r"a.txt is no text: it has a NUL byte; expected text in UTF-8"):
+        read("a.txt")
+
+
 def test_a_file_that_is_not_utf_8_is_refused_with_the_byte(tmp_path, read):
     (tmp_path / "a.txt").write_bytes(b"fine\ncaf\xe9\n")
     with pytest.raises(InputError, match=r"a.txt is not UTF-8: byte 8 is 0xe9"):
