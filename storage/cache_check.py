@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.description import CacheDescription
-from storage.errors import CacheError, CorruptError, FormatError, IncompleteError
+from storage.errors import FETCH_AGAIN, CacheError, CorruptError, FormatError, IncompleteError
 from storage.layout import ShardId
 from storage.manifest import (
     CACHE_FILE,
@@ -31,10 +31,7 @@ from storage.shard import read_shard
 Item = TypeVar("Item")
 Progress = Callable[[str, int], None]
 
-NEXT = (
-    "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`), "
-    "or, where teacher and tokens are, run `pipeline cache repair`"
-)
+NEXT = f"{FETCH_AGAIN}, or, where teacher and tokens are, run `pipeline cache repair`"
 """What to do about a damaged cache."""
 _LOADED_AT_ONCE = 4
 """Shards that are decoded side by side: each is in memory as a whole."""

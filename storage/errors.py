@@ -15,6 +15,9 @@ Every message names the file or shard, what was found, what was expected and the
 
 from __future__ import annotations
 
+FETCH_AGAIN = "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`)"
+"""What to do first about a file that is damaged here, and whole where DVC keeps it."""
+
 
 class CacheError(Exception):
     """Anything wrong with a cache. The message is meant for the user, on one line."""

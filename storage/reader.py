@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.arrays import TARGETS, Target
 from storage.description import CacheDescription
-from storage.errors import CorruptError, IncompleteError
+from storage.errors import FETCH_AGAIN, CorruptError, IncompleteError
 from storage.layout import ShardId, Split
 from storage.manifest import (
     CACHE_FILE,
@@ -25,7 +25,7 @@ from storage.manifest import (
 from storage.shard import Allocate, Engine, allocate_new, read_shard
 from storage.shard_arrays import ShardArrays
 
-_AGAIN = "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`) or run `pipeline cache-teacher`"
+_AGAIN = f"{FETCH_AGAIN} or run `pipeline cache-teacher`"
 
 
 class CacheReader:
