@@ -312,7 +312,7 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_whole(run, tmp_path):
     store = run(texts, folder="killed", documents_per_part=6, runner=runner, **LOAD)
     assert store.content_digests() == expected
     assert 1 < len(runner.items) <= 12 - 3 + 1  # 12 parts, 3 of them there, one of these damaged
-    assert str(runner.items[0]) == damaged.parent.name
+    assert damaged.parent.name in map(str, runner.items)  # two are in hand at once: which three are there is chance
     assert not work.exists()
 
 
