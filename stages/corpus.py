@@ -60,7 +60,10 @@ def run(config: Config, context: Context) -> None:
 def _read_by_many(config: CorpusConfig, context: Context, stack: ExitStack) -> Iterator[pa.Table]:
     """The documents of local files, after all that are wanted have been read. The work folder is held by `stack`."""
     assert config.files is not None  # refused by CorpusConfig
-    files = listed_files(config.files, context.artefacts.project.absolute())
+    listed = listed_files(config.files, context.artefacts.project.absolute())
+    files = listed.files
+    if listed.left_out:
+        context.progress.message(str(listed))
     parameters = to_plain(config)
     parameters["files"].pop("paths")  # where from; what was found there stands below
     spec = {"corpus": parameters, "algorithm": ALGORITHMS["corpus"], "group_bytes": GROUP_BYTES}

@@ -19,6 +19,11 @@ FETCH_AGAIN = "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pul
 """What to do first about a file that is damaged here, and whole where DVC keeps it."""
 
 
+def get_one(command: str = "pipeline cache-teacher") -> str:
+    """What to do where there is no cache; `command` makes the one that is meant."""
+    return f"make one with `{command}` or fetch one with `dvc pull` or `pipeline cache pull URL`"
+
+
 class CacheError(Exception):
     """Anything wrong with a cache. The message is meant for the user, on one line."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.arrays import TARGETS, Target
 from storage.description import CacheDescription
-from storage.errors import FETCH_AGAIN, CorruptError, IncompleteError
+from storage.errors import FETCH_AGAIN, CorruptError
 from storage.layout import ShardId, Split
 from storage.manifest import (
     CACHE_FILE,
@@ -19,6 +19,7 @@ from storage.manifest import (
     ShardManifest,
     damages,
     manifest_file,
+    require_finished,
     shard_folder,
     sum_of_counts,
 )
@@ -144,12 +145,7 @@ def read_identity(folder: Path) -> tuple[CacheDescription, RootManifest]:
 
     Raises as `CacheReader` does.
     """
-    for name in (MANIFEST_FILE, CACHE_FILE):
-        if not (folder / name).is_file():
-            raise IncompleteError(
-                f"{folder} has no {name}: no finished cache is there; "
-                "make one with `pipeline cache-teacher` or fetch one with `dvc pull` or `pipeline cache pull URL`"
-            )
+    require_finished(folder)
     # Versions and features first: the digests of a newer cache may be made otherwise.
     data = _read(folder, CACHE_FILE)
     try:

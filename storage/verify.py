@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.cache_check import NEXT, CacheCheck, Progress
-from storage.errors import CorruptError, IncompleteError
-from storage.manifest import CACHE_FILE, MANIFEST_FILE
+from storage.errors import CorruptError
+from storage.manifest import require_finished
 
 _SHOWN = 5
 """Problems named in the message of `verify_cache`; a lost disk may have thousands."""
@@ -29,12 +29,7 @@ def verify_cache(folder: Path, *, deep: bool = False, progress: Progress | None 
     Raises `IncompleteError` where no finished cache is, or `CorruptError` that counts the problems and names the first
     ones; `CacheCheck` has them all.
     """
-    for name in (MANIFEST_FILE, CACHE_FILE):
-        if not (folder / name).is_file():
-            raise IncompleteError(
-                f"{folder} has no {name}: no finished cache is there; "
-                "make one with `pipeline cache-teacher` or fetch one with `dvc pull` or `pipeline cache pull URL`"
-            )
+    require_finished(folder)
     check = CacheCheck(folder)
     check.structure(progress)
     check.digests(progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.comparison.finished import Finished
@@ -55,8 +56,11 @@ def find(name: str, runs: dict[str, str], artefacts: Artefacts) -> Place:
         return Place(name=name, artefacts=artefacts, folders=_with_figures(folder, name, command))
     path = artefacts.project / name
     if not path.is_dir():
+        known = _known(runs, artefacts)
+        near = get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"run {name!r} is not known: {_known(runs, artefacts)}, or a folder of another project or of its runs"
+            f"run {name!r} is not known: {meant}expected {', '.join(known)}, or a folder of another project or of its runs"
         )
     if (path / "runs").is_dir():
         there = Artefacts(project=path)
@@ -87,8 +91,8 @@ def _project_of(folder: Path) -> Path:
     raise InputError(f"{folder} is in no project: expected a project folder, its runs, or a folder in runs/comparison")
 
 
-def _known(runs: dict[str, str], artefacts: Artefacts) -> str:
+def _known(runs: dict[str, str], artefacts: Artefacts) -> list[str]:
     """What there is to choose from here."""
     there = artefacts.runs / "comparison"
     folders = sorted(path.name for path in there.iterdir() if path.is_dir()) if there.is_dir() else []
-    return f"expected {', '.join([STUDENT, TEACHER, *dict.fromkeys([*runs, *(set(folders) - set(runs.values()))])])}"
+    return [STUDENT, TEACHER, *dict.fromkeys([*runs, *(set(folders) - set(runs.values()))])]

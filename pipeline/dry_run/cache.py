@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dry_run.files import MISSING, SAME, inputs, wanted_of, wanted_of_teacher
+from pipeline.dry_run.files import MISSING, SAME, inputs, or_made_by, wanted_of, wanted_of_teacher
 from stages.config import Config, cache_spec
 from stages.config.task_cache import finetuning, task_spec
 from stages.context import Artefacts, Context, Figure
@@ -43,6 +43,12 @@ def cache_teacher(config: Config, context: Context, *, verify: bool = False, par
     if part is not None:
         rows["--shards"] = f"of these, every {part.parts}-th from the {part.number}-th on"
     context.progress.summary(f"dry run of {artefacts.cache_command.removeprefix('pipeline ')}", rows)
+
+
+def cache_input(config: Config, artefacts: Artefacts) -> dict[str, Figure]:
+    """The `cache_state` of a cache that is read, and what makes it where it is missing."""
+    found = or_made_by(cache_state(config, artefacts), artefacts.cache_command)
+    return {f"reads {artefacts.shown(artefacts.cache)}": found}
 
 
 def cache_state(config: Config, artefacts: Artefacts) -> str:

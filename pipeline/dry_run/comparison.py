@@ -10,7 +10,7 @@ import click
 from pipeline.compare import BEFORE, gathered, gathered_before_training, plans_of, require_run, run_folder
 from pipeline.compare_command import refuse_several
 from pipeline.comparison.finished import Finished
-from pipeline.dry_run.cache import cache_state
+from pipeline.dry_run.cache import cache_input
 from pipeline.dry_run.files import CANNOT_BEGIN, MISSING, SAME, inputs, state
 from pipeline.dry_run.training import NEWEST, STEPS_THERE, training_rows
 from stages.config import Config, to_plain
@@ -41,7 +41,7 @@ def compare(
     if artefacts.root is not None:
         read["reads"] = "the cache at the root, which is not looked at here; so how far trainings are remains open"
     elif not gather:
-        read[f"reads {artefacts.shown(artefacts.cache)}"] = cache_state(config, artefacts)
+        read.update(cache_input(config, artefacts))
     of_trainings = () if gather or artefacts.root is not None else (STEPS_THERE, NEWEST)
     rows: list[list[Figure]] = []
     if name in (None, BEFORE):

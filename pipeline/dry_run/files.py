@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.config import Config, to_plain
-from stages.context import Context, Figure
+from stages.context import Artefacts, Context, Figure
 from stages.errors import StageError
 from stages.provenance import RESOLVED, read_resolved
 from storage import differing_fields
@@ -38,8 +38,33 @@ def show(
 
 
 def inputs(context: Context, paths: Mapping[Path, Mapping[str, Any] | None]) -> dict[str, Figure]:
-    """The `state` of each path that is read."""
-    return {f"reads {context.artefacts.shown(path)}": state(path, wanted) for path, wanted in paths.items()}
+    """The `state` of each path that is read, and what makes those that are missing."""
+    artefacts = context.artefacts
+    return {
+        f"reads {artefacts.shown(path)}": or_made_by(state(path, wanted), _command(path, artefacts))
+        for path, wanted in paths.items()
+    }
+
+
+def or_made_by(found: str, command: str | None) -> str:
+    """What is said of an input: the `state` that was `found`, and where it is missing the command that makes it."""
+    return f"{MISSING}; run: {command}" if found == MISSING and command else found
+
+
+def _command(path: Path, artefacts: Artefacts) -> str | None:
+    """What makes a path of the project; None for what people bring along."""
+    commands = {
+        artefacts.documents: "pipeline corpus",
+        artefacts.tokens: "pipeline tokenize",
+        artefacts.teacher: artefacts.teacher_command,
+        artefacts.teacher_figures: artefacts.teacher_command,
+        artefacts.student_init(path.name): f"pipeline init-student {path.name}",
+        artefacts.cache_run: artefacts.cache_command,
+        artefacts.student: "pipeline train-student",
+        artefacts.runs / "train.json": "pipeline train-student",
+        artefacts.runs / "evaluation.json": "pipeline evaluate",
+    }
+    return commands.get(path)
 
 
 def state(path: Path, wanted: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING
 
-from pipeline.dry_run.cache import cache_state
+from pipeline.dry_run.cache import cache_input
 from pipeline.dry_run.files import CANNOT_BEGIN, inputs, state
 from pipeline.progress import counted
 from stages.config import Config, FinetuneConfig
@@ -79,8 +79,7 @@ def _inputs(
         dataset = getattr(settings.hub, TASKS[settings.kind_of(task)].layout.hub)
         rows[f"reads {dataset.name}"] = f"of the hub, at {dataset.revision}"
     if distil and artefacts.root is None:
-        cached = artefacts.of_task(task)
-        rows[f"reads {cached.shown(cached.cache)}"] = cache_state(config, cached)
+        rows.update(cache_input(config, artefacts.of_task(task)))
     return rows
 
 

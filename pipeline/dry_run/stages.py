@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.dry_run.cache import cache_state
+from pipeline.dry_run.cache import cache_input
 from pipeline.dry_run.files import MISSING, inputs, recorded, show, wanted_of, wanted_of_teacher
 from stages.config import Config, to_plain
 from stages.context import Context, Figure
@@ -18,9 +18,11 @@ def corpus(config: Config, context: Context) -> None:
         from stages.documents.files import listed_files
 
         try:
-            files = listed_files(config.corpus.files, context.artefacts.project.absolute())
-            size = sum(file.stat().st_size for file in files.values())
-            rows["reads"] = f"{len(files):,} files, {size / 1e6:,.1f} megabytes"
+            listed = listed_files(config.corpus.files, context.artefacts.project.absolute())
+            size = sum(file.stat().st_size for file in listed.files.values())
+            rows["reads"] = f"{len(listed.files):,} files, {size / 1e6:,.1f} megabytes"
+            if listed.left_out:
+                rows["does not read"] = str(listed)
         except StageError as error:
             rows["reads"] = f"{MISSING}: {error}"
     show(context, "corpus", rows, {context.artefacts.documents: wanted_of(config, "corpus")})
@@ -70,7 +72,7 @@ def evaluate(config: Config, context: Context, *, speed: bool, **_arguments: Any
         show(context, "evaluate --speed", rows, {artefacts.speed_on_text: None})
         return
     if artefacts.root is None:
-        rows[f"reads {artefacts.shown(artefacts.cache)}"] = cache_state(config, artefacts)
+        rows.update(cache_input(config, artefacts))
     rows["split"] = config.evaluate.split
     evaluation, training = (recorded(artefacts.runs / f"{file}.json") for file in ("evaluation", "train"))
     show(context, "evaluate", rows, {artefacts.runs / "evaluation.json": None})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipeline.dry_run.cache import cache_state
+from pipeline.dry_run.cache import cache_input
 from pipeline.dry_run.files import CANNOT_BEGIN, inputs, recorded, show, wanted_of
 from stages.config import Config, to_plain
 from stages.context import Context, Figure
@@ -23,7 +23,7 @@ def train_student(config: Config, context: Context) -> None:
     if artefacts.root is not None:
         rows["reads"] = "the cache at the root, which is not looked at here; so how far a training is remains open"
     else:
-        rows[f"reads {artefacts.shown(artefacts.cache)}"] = cache_state(config, artefacts)
+        rows.update(cache_input(config, artefacts))
         rows.update(training_rows(config, context))
     show(context, "train-student", rows, {artefacts.student: {**wanted_of(config, "train"), **of_student}})
 

@@ -32,6 +32,14 @@ def require(condition: bool, key: str, found: object, allowed: str) -> None:
         raise refuse(key, found, allowed)
 
 
+def require_settings(settings: object, key: str, cls: type[Any], reason: str) -> None:
+    """Raise `ConfigError`, which names the keys to be given, where `settings`, a `cls`, are null and count for a `reason`."""
+    fields = dataclasses.fields(cls)
+    needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
+    needed = needed or f"some of {', '.join(f.name for f in fields)}"
+    require(settings is not None, key, None, f"its settings ({needed}), {reason}")
+
+
 def require_seed(key: str, seed: int) -> None:
     """Raise `ConfigError` for a seed that one of the generators (Python's, numpy's, torch's) does not take."""
     require(0 <= seed < 2**32, key, seed, "0 <= x < 2**32")
@@ -57,7 +65,10 @@ def build(cls: type[T], values: object, at: str = "") -> T:
     Raises `ConfigError` for an unknown key (with a suggestion), a missing key, or a value of the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise refuse(at or "the parameters", values, "a mapping of keys to values")
+        allowed = "a mapping of keys to values"
+        if isinstance(values, str) and re.match(r"[\w-]+:\S", values):
+            allowed += f" (YAML wants a space after the colon: {values.replace(':', ': ', 1)})"
+        raise refuse(at or "the parameters", values, allowed)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:

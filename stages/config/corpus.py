@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stages.config.base import joined, require, require_seed
+from stages.config.base import joined, require, require_seed, require_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +87,9 @@ class CorpusConfig:
             "null or at least 3",
         )
         require_seed("corpus.seed", self.seed)
-        require(
-            getattr(self, self.source) is not None,
-            f"corpus.{self.source}",
-            None,
-            f"its settings, as corpus.source is {self.source}",
-        )
+        kinds = {"docstrings": DocstringsConfig, "files": FilesConfig, "hub": HubDatasetConfig}
+        reason = f"as corpus.source is {self.source}"
+        require_settings(getattr(self, self.source), f"corpus.{self.source}", kinds[self.source], reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +125,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("path", "hub_id", "package") if getattr(self, name) is not None}
-        require(len(given) == 1, "load", given, "one of path, hub_id and package")
+        allowed = "one of path (a folder), hub_id (with its revision) and package"
+        require(len(given) == 1, "load", given, f"{allowed}{', the others null' if given else ''}")
         require(
             self.hub_id is None or bool(self.revision), "load.revision", self.revision, "a commit or tag of the hub id"
         )
@@ -160,12 +158,9 @@ class TokenizeConfig:
             f"3 to tokenize.sequence_tokens ({self.sequence_tokens})",
         )
         require_seed("tokenize.seed", self.seed)
-        require(
-            getattr(self, self.tokenizer) is not None,
-            f"tokenize.{self.tokenizer}",
-            None,
-            f"its settings, as tokenize.tokenizer is {self.tokenizer}",
-        )
+        kinds = {"train": TrainTokenizerConfig, "load": SourceConfig}
+        reason = f"as tokenize.tokenizer is {self.tokenizer}"
+        require_settings(getattr(self, self.tokenizer), f"tokenize.{self.tokenizer}", kinds[self.tokenizer], reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from stages.config.base import joined, require, require_seed
+from stages.config.base import joined, require, require_seed, require_settings
 from stages.config.corpus import SourceConfig
 
 
@@ -112,12 +112,8 @@ class TeacherConfig:
             "load, as teacher.objective is causal: only masked teachers are trained here",
         )
         for name in self.used:
-            require(
-                getattr(self, name) is not None,
-                f"teacher.{name}",
-                None,
-                f"its settings, as teacher.source is {self.source}",
-            )
+            kinds = {"train": TrainTeacherConfig, "load": SourceConfig, "adapt": AdaptTeacherConfig}
+            require_settings(getattr(self, name), f"teacher.{name}", kinds[name], f"as teacher.source is {self.source}")
 
     @property
     def used(self) -> tuple[str, ...]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,17 +21,39 @@ _IN_FOLDERS = {".txt", ".text", ".md", *_ROWS}
 """What is taken from a folder. A file that is named, or that fits a pattern, is plain text unless it is one of `_ROWS`."""
 
 
-def listed_files(config: FilesConfig, project: Path) -> dict[str, Path]:
-    """Name -> file, sorted by name. A name does not say where on this machine the files lie.
+@dataclass(frozen=True)
+class Listed:
+    """The files of a corpus."""
 
-    It is relative to the project folder, or to the folder that holds the named file or folder if that lies elsewhere.
+    files: dict[str, Path]
+    """Name -> file, sorted by name. A name does not say where on this machine the files lie."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How a name ends -> files in the named folders that end so, and are not taken for text."""
+
+    def __str__(self) -> str:
+        """What is left out, for people; empty where that is nothing."""
+        if not self.left_out:
+            return ""
+        kinds = ", ".join(f"{suffix or 'no suffix'} ({count:,})" for suffix, count in self.left_out.most_common(5))
+        more = f" and {len(self.left_out) - 5} more kinds" if len(self.left_out) > 5 else ""
+        files = "1 file is" if self.left_out.total() == 1 else f"{self.left_out.total():,} files are"
+        return f"{files} left out: {kinds}{more}; of a folder *{', *'.join(sorted(_IN_FOLDERS))} are read"
+
+
+def listed_files(config: FilesConfig, project: Path) -> Listed:
+    """The files of `corpus.files`.
+
+    A name is relative to the project folder, or to the folder that holds the named file or folder if that lies elsewhere.
     Raises `InputError` for a path without files, and where rows are to be read and the text column is not named.
     """
-    files = _listed(config.paths, project)
-    for name, file in files.items():
+    listed = _listed(config.paths, project)
+    for name, file in listed.files.items():
         if file.suffix in _ROWS and config.text_column is None:
-            raise InputError(f"corpus.files.text_column is null; expected the column of {name} that holds the text")
-    return files
+            columns = ", ".join(_columns(file, name))
+            raise InputError(
+                f"corpus.files.text_column is null; expected the column of {name} that holds the text, one of: {columns}"
+            )
+    return listed
 
 
 def file_documents(name: str, file: Path, config: FilesConfig, *, refuse_empty: bool) -> Iterator[Document]:
@@ -42,28 +67,38 @@ def file_documents(name: str, file: Path, config: FilesConfig, *, refuse_empty: 
     for number, text in enumerate(_texts(file, name, config), start=1):
         if usable(text, refuse_empty, name, number):
             yield Document(name if whole else f"{name}:{number}", str(text))
-    if number == 0:
-        usable("", refuse_empty, name, 1)
+    if number == 0 and refuse_empty:
+        raise InputError(
+            f"{name} is empty; take it out of corpus.files.paths, or set corpus.empty_documents to skip to pass over it"
+        )
 
 
-def _listed(paths: tuple[str, ...], project: Path) -> dict[str, Path]:
+def _listed(paths: tuple[str, ...], project: Path) -> Listed:
     files: dict[str, Path] = {}
+    left_out: dict[Path, str] = {}
     for pattern in paths:
         found = _matches(pattern, project)
         if not found:
             raise InputError(f"corpus.files.paths: {pattern} is not there (looked in {project}); correct the path")
         for path in found:
             base = project if path.is_relative_to(project) else path.parent
-            children = [child for child in sorted(path.rglob("*")) if child.suffix in _IN_FOLDERS]
-            for file in children if path.is_dir() else [path]:
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if not file.is_file():
+                    continue
+                if path.is_dir() and file.suffix not in _IN_FOLDERS:
+                    left_out[file] = file.suffix
+                    continue
                 name = file.relative_to(base).as_posix()
-                if file.is_file() and files.setdefault(name, file) != file:
+                if files.setdefault(name, file) != file:
                     raise InputError(f"corpus.files.paths: {files[name]} and {file} are both called {name}; rename one")
     if not files:
         raise InputError(
             f"corpus.files.paths: no text in {', '.join(paths)}; expected files named *{', *'.join(sorted(_IN_FOLDERS))}"
         )
-    return dict(sorted(files.items()))
+    named = set(files.values())
+    return Listed(
+        dict(sorted(files.items())), Counter(suffix for file, suffix in left_out.items() if file not in named)
+    )
 
 
 def _matches(pattern: str, project: Path) -> list[Path]:
@@ -120,6 +155,13 @@ def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _json_rows(file: Path, name: str, column: str | None) -> Iterator[object]:
+    for number, row in enumerate(_json_objects(file, name), start=1):
+        if column not in row:
+            raise InputError(_missing_column(f"{name}, line {number}", column, row))
+        yield row[column]
+
+
+def _json_objects(file: Path, name: str) -> Iterator[dict[str, object]]:
     for number, line in enumerate(_lines(file, name), start=1):
         try:
             row = json.loads(line)
@@ -127,22 +169,34 @@ def _json_rows(file: Path, name: str, column: str | None) -> Iterator[object]:
             raise InputError(f"{name}, line {number}: expected a JSON object, found {line[:40]!r} ({error})") from None
         if not isinstance(row, dict):
             raise InputError(f"{name}, line {number}: expected a JSON object, found {type(row).__name__}")
-        if column not in row:
-            raise InputError(_missing_column(f"{name}, line {number}", column, row))
-        yield row[column]
+        yield row
 
 
 def _parquet_rows(file: Path, name: str, column: str | None) -> Iterator[object]:
+    with _parquet(file, name) as parquet:
+        if column not in parquet.schema_arrow.names:
+            raise InputError(_missing_column(name, column, parquet.schema_arrow.names))
+        for batch in parquet.iter_batches(columns=[column], batch_size=1024):
+            yield from batch.column(0).to_pylist()
+
+
+@contextmanager
+def _parquet(file: Path, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(file) as parquet:
-            if column not in parquet.schema_arrow.names:
-                raise InputError(_missing_column(name, column, parquet.schema_arrow.names))
-            for batch in parquet.iter_batches(columns=[column], batch_size=1024):
-                yield from batch.column(0).to_pylist()
+            yield parquet
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{name} is no readable Parquet file ({error}); write it anew, or take it out of corpus.files.paths"
         ) from None
+
+
+def _columns(file: Path, name: str) -> list[str]:
+    """The columns of a file of rows: Parquet's schema, or the keys of the first line."""
+    if file.suffix == ".parquet":
+        with _parquet(file, name) as parquet:
+            return list(parquet.schema_arrow.names)
+    return list(next(_json_objects(file, name), {}))
 
 
 def _missing_column(where: str, column: str | None, existing: list[str] | dict[str, object]) -> str:

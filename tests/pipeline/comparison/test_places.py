@@ -61,7 +61,11 @@ def test_a_folder_above_the_comparison_is_not_taken_for_one_of_its_runs(artefact
     ("name", "message"),
     [
         ("full", r'run \'full\' has no figures in .*runs/comparison/full.*; run: pipeline compare --only "full"'),
-        ("fall", r"run 'fall' is not known: expected student, teacher, no KD, full, or a folder of another project"),
+        (
+            "fall",
+            r"run 'fall' is not known: did you mean full\? expected student, teacher, no KD, full, or a folder of another project",
+        ),
+        ("nothing-like-it", r"run 'nothing-like-it' is not known: expected student, teacher, no KD, full, or a folder"),
         ("../empty", r"run '../empty' has no figures in .*; run in its project: pipeline evaluate"),
         ("../bare", r"bare is in no project: expected a project folder, its runs"),
     ],

@@ -185,6 +185,6 @@ def test_a_run_that_is_not_known_ends_in_one_line(project):
     done = run(project, "full", "fall")
     assert done.exit_code == 1
     assert (
-        "run 'fall' is not known: expected student, teacher, through the head, MLM only, full, no-kd, or a folder"
+        "run 'fall' is not known: did you mean full? expected student, teacher, through the head, MLM only, full, no-kd, or a folder"
         in done.stderr
     )

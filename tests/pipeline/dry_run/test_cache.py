@@ -20,4 +20,4 @@ def test_without_a_teacher_a_finished_cache_is_still_seen(copy_cached):
     for folder in (project.artefacts.teacher, project.artefacts.tokens):
         shutil.rmtree(folder)
     said = dry(project.folder, "cache-teacher")
-    assert (said["reads models/teacher"], said["shards missing"]) == ("missing", 0)
+    assert (said["reads models/teacher"], said["shards missing"]) == ("missing; run: pipeline teacher", 0)

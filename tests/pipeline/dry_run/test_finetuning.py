@@ -40,10 +40,10 @@ def test_of_each_task_it_says_which_seeds_are_there_and_which_results_are_of_oth
 def test_what_is_missing_is_said_for_each_task_and_ends_well(project):
     shutil.rmtree(project.folder / "tasks" / "STS-B")
     no_cache, no_data = results_of_dry_run(project.folder, "finetune", "--distil")
-    assert no_cache["rows"]["reads cache/tasks/SST-2/current"] == "missing"
+    assert no_cache["rows"]["reads cache/tasks/SST-2/current"] == "missing; run: pipeline cache-teacher --task SST-2"
     assert "run: pipeline cache-teacher --task SST-2" in no_cache["rows"]["cannot begin"]
     assert no_data["rows"]["reads tasks/STS-B"] == "missing"
     shutil.rmtree(project.artefacts.student)
     said = dry(project.folder, "finetune", "SST-2")
-    assert said["reads models/student"] == "missing"
+    assert said["reads models/student"] == "missing; run: pipeline train-student"
     assert "run: pipeline train-student" in said["cannot begin"]

@@ -15,11 +15,11 @@ def test_in_an_empty_project_every_stage_says_that_its_input_is_missing_and_ends
     folder = write_project(tmp_path / "project")
     said = {stage: dry(folder, stage) for stage in STAGES}
     assert said["corpus"] == {"reads": "1 files, 0.0 megabytes", "writes data/documents": "missing"}
-    assert said["tokenize"]["reads data/documents"] == "missing"
+    assert said["tokenize"]["reads data/documents"] == "missing; run: pipeline corpus"
     assert said["teacher"]["trains"] == "8 steps of 16 sequences (8 in float32)"
     assert "there are no tokens" in said["cache-teacher"]["would compute"]
-    assert said["train-student"]["reads cache/current"] == "missing"
-    assert said["evaluate"]["reads models/student"] == "missing"
+    assert said["train-student"]["reads cache/current"] == "missing; run: pipeline cache-teacher"
+    assert said["evaluate"]["reads models/student"] == "missing; run: pipeline train-student"
     assert said["report"]["writes report/index.html"] == "missing"
 
 

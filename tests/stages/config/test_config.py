@@ -67,7 +67,22 @@ def test_the_distilbert_recipe_has_the_published_values():
             r"students.half.layer_map is \[7\]; allowed: blocks of the teacher, which has 2",
         ),
         ("students", {}, "students is {}; allowed: at least one student"),
-        ("corpus.source", "hub", "corpus.hub is null; allowed: its settings, as corpus.source is hub"),
+        (
+            "corpus.source",
+            "hub",
+            r"corpus.hub is null; allowed: its settings \(name, .*text_column\), as corpus.source is hub",
+        ),
+        ("teacher.source", "load", r"teacher.load is null; allowed: its settings \(some of path, hub_id, .*\), as"),
+        (
+            "tokenize.load",
+            {"path": "a", "package": "b"},
+            r"tokenize.load is {.*}; allowed: one of path .*, the others null",
+        ),
+        (
+            "corpus",
+            "source:docstrings",
+            r"corpus is .*; allowed: a mapping .* \(YAML wants a space after the colon: source: docstrings\)",
+        ),
         ("corpus.files", {"paths": [], "document": "line"}, r"corpus.files.paths is \(\); allowed: at least one"),
         ("teacher.train.attention_heads", 3, r"teacher.train.hidden_size is 32; allowed: a multiple of .*\(3\)"),
         ("train.learning_rate", float("inf"), "train.learning_rate is inf; allowed: a finite number"),

@@ -13,7 +13,7 @@ from stages.errors import InputError
 def read(tmp_path):
     def read(*paths, document="file", text_column=None, refuse_empty=True, project=tmp_path):
         config = FilesConfig(paths=paths, document=document, text_column=text_column)
-        files = listed_files(config, project)
+        files = listed_files(config, project).files
         found = (file_documents(name, file, config, refuse_empty=refuse_empty) for name, file in files.items())
         return [tuple(document) for documents in found for document in documents]
 
@@ -70,7 +70,7 @@ def test_a_missing_text_column_names_those_that_exist(tmp_path, read, name):
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
     with pytest.raises(InputError, match=r"no column 'text', .* its columns are id, body"):
         read(name, text_column="text")
-    with pytest.raises(InputError, match=rf"text_column is null; expected the column of {name}"):
+    with pytest.raises(InputError, match=rf"text_column is null; .* column of {name} .*, one of: id, body"):
         read(name)
 
 
@@ -99,7 +99,32 @@ def test_a_byte_order_mark_is_no_text(tmp_path, read):
     assert read("a.txt") == [("a.txt", "One.")]
 
 
-@pytest.mark.parametrize("content", ["", " \n", "\n"])
+def test_files_of_a_folder_that_are_no_text_are_counted_by_how_they_end(tmp_path, read):
+    folder = tmp_path / "text" / "deep"
+    folder.mkdir(parents=True)
+    for name in ("a.txt", "b.pdf", "c.pdf", "d.docx", "LICENSE", "notes.bin"):
+        (folder / name).write_text(name)
+    listed = listed_files(
+        FilesConfig(paths=("text", "text/deep/notes.bin"), document="file", text_column=None), tmp_path
+    )
+    assert list(listed.files) == ["text/deep/a.txt", "text/deep/notes.bin"]
+    assert str(listed).startswith("4 files are left out: .pdf (2), no suffix (1), .docx (1); of a folder *.json, ")
+    (folder / "b.pdf").unlink()
+    only = listed_files(FilesConfig(paths=("text/deep/a.txt",), document="file", text_column=None), tmp_path)
+    assert not only.left_out
+    assert str(only) == ""
+
+
+def test_an_empty_file_is_refused_as_a_file_or_skipped(tmp_path, read):
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.jsonl").write_text("")
+    for name, changes in (("a.txt", {"document": "line"}), ("b.jsonl", {"text_column": "text"})):
+        with pytest.raises(InputError, match=rf"^{name} is empty; .* corpus.empty_documents to skip"):
+            read(name, **changes)
+        assert read(name, refuse_empty=False, **changes) == []
+
+
+@pytest.mark.parametrize("content", [" \n", "\n"])
 def test_empty_documents_are_refused_with_file_and_number_or_skipped(tmp_path, read, content):
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(InputError, match=r"a.txt, document 1: it is empty; .* corpus.empty_documents"):
