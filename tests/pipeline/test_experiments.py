@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 
@@ -150,6 +151,29 @@ def test_experiments_in_a_queue_train_from_one_cache(repository):
     output = repository.dvc("exp", "run", "--run-all").stdout
     assert set(stages_run(output)) == {"train-student"}
     assert sorted(parameter(of_one, "train", "seed") for of_one in experiments(repository).values()) == [1, 2]
+
+
+def queued(repository):
+    """The states of the experiments in the queue."""
+    lines = repository.dvc("queue", "status").stdout.splitlines()
+    return [
+        line.split()[-1] for line in lines if line.split()[-1:] in (["Queued"], ["Running"], ["Success"], ["Failed"])
+    ]
+
+
+def test_experiments_of_a_queue_run_side_by_side_and_read_the_same_cache(repository):
+    repository.dvc("exp", "run", "--queue", "-S", "train.seed=1,2", "train-student")
+    try:
+        repository.dvc("queue", "start", "-j", "2")
+        until = time.monotonic() + 600
+        while (states := queued(repository)) != ["Success"] * 2:
+            assert "Failed" not in states, repository.dvc("queue", "status").stdout
+            assert time.monotonic() < until, states
+            time.sleep(1)
+    finally:
+        repository.dvc("queue", "stop")
+    assert sorted(parameter(of_one, "train", "seed") for of_one in experiments(repository).values()) == [1, 2]
+    assert repository.git("status", "--porcelain").stdout == ""
 
 
 def test_a_cache_of_an_earlier_experiment_is_not_computed_again(repository):
