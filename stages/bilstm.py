@@ -124,7 +124,7 @@ class BiLstmModel(BiLstmPreTrainedModel):  # type: ignore[no-untyped-call]  # tr
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        output_hidden_states: object = None,
+        output_hidden_states: bool | None = None,
         **_: Any,
     ) -> BaseModelOutput:
         """`last_hidden_state` (S, L, H) of `input_ids` i8 (S, L); `attention_mask` is 0 at padding, None where there is none.
@@ -167,7 +167,7 @@ class BiLstmForMaskedLM(BiLstmPreTrainedModel):  # type: ignore[no-untyped-call]
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: object = None,
+        output_hidden_states: bool | None = None,
         **_: Any,
     ) -> MaskedLMOutput:
         """`logits` (S, L, V), and with `labels` i8 (S, L), -100 where none is, the mean cross-entropy with them."""

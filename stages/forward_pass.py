@@ -31,7 +31,8 @@ def encoder_states(
     the final norm where the base model has one. Sequences are padded on the right; where none is, `attention_mask` may be
     None. Everything is on `head_device`.
     """
-    settings: dict[str, Any] = {"output_hidden_states": list(layers)} if layers else {}
+    # All of them: transformers takes a list of layers too, but before 5.23 it counts from the first block there.
+    settings: dict[str, Any] = {"output_hidden_states": True} if layers else {}
     if keeps_keys_and_values(type(model.base_model).forward):
         settings["use_cache"] = False
     output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, **settings)

@@ -155,9 +155,8 @@ class TaskComputer:
         settings = dict(self._settings)
         if seen.token_types is not None:
             settings["token_type_ids"] = filled(seen.token_types, batch, 0, self._device)
-        below = [layer for layer in layout.hidden_layers if layer != self._layers]
-        if below:
-            settings["output_hidden_states"] = below
+        if any(layer != self._layers for layer in layout.hidden_layers):
+            settings["output_hidden_states"] = True
         output = self._teacher(input_ids=ids, attention_mask=mask, **settings)
         return [getattr(output, name).float() for name in LOGITS[layout.task]]
 

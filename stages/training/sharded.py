@@ -85,8 +85,8 @@ class ShardedTrainer(DistillationTrainer):
         norm: Tensor = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # it has no annotations
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        del state_dict
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The student, whole: all processes gather it, the first one writes it. Trainer before 5.23 would ask that one alone."""
         folder = Path(output_dir or self._checkpoints.folder)
         state = cast("dict[str, Tensor]", get_model_state_dict(self._distiller, options=_WHOLE))
         if self.args.should_save:

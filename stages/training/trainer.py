@@ -55,8 +55,9 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=distiller, args=args, train_dataset=batches, **kwargs)
-        # The loss is normalised by the counts of the whole optimizer step; Trainer must not divide it again.
-        self.loss_is_scaled_for_ga = True
+        # The loss is normalised by the counts of the whole optimizer step; Trainer must not divide it by the micro-batches again.
+        # This attribute says so to every version; `loss_is_scaled_for_ga` says it better, but only from 5.19 on.
+        self.model_accepts_loss_kwargs = True
         self._distiller, self._batches = distiller, batches
         self._checkpoints, self._resumed, self._processes = checkpoints, resumed, processes
         self._validation = validation
