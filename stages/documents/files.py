@@ -82,10 +82,9 @@ def _listed(paths: tuple[str, ...], project: Path) -> Listed:
             raise InputError(f"corpus.files.paths: {pattern} is not there (looked in {project}); correct the path")
         for path in found:
             base = project if path.is_relative_to(project) else path.parent
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if not file.is_file():
-                    continue
-                if path.is_dir() and file.suffix not in _IN_FOLDERS:
+            folder = path.is_dir()
+            for file in filter(Path.is_file, sorted(path.rglob("*")) if folder else [path]):
+                if folder and file.suffix not in _IN_FOLDERS:
                     left_out[file] = file.suffix
                     continue
                 name = file.relative_to(base).as_posix()
