@@ -15,6 +15,7 @@ from stages import cache_teacher, init_student, lasting_task
 from stages.config import ConfigError
 from stages.context import Context, Silent
 from stages.errors import InputError, Interrupted, ItemsError
+from stages.outputs import write_text
 from stages.sharing import MOST_FAILURES
 from stages.teacher_job import TeacherJob
 from storage import CacheDescription, CacheReader, CacheWork, LockedError
@@ -314,7 +315,7 @@ def test_tokens_that_are_made_anew_during_the_pass_are_not_mixed_in(make_project
     def tokenize():
         content = json.loads(before)
         content["splits"]["train"]["sha256"] = "0" * 64
-        file.write_text(json.dumps(content))
+        write_text(file, json.dumps(content))  # whole or not at all, as the stage does it: threads read it
 
     with pytest.raises(
         InputError, match=r"data/tokens is not the one .* digest of the tokens is .*put it back, or run"
