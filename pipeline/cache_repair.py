@@ -31,7 +31,7 @@ from storage import (
     differing_fields,
 )
 from storage.cache_check import CacheCheck
-from storage.errors import CacheError, CorruptError, IncompleteError, MismatchError, get_one
+from storage.errors import CacheError, CorruptError, IncompleteError, MismatchError, make_or_fetch
 from storage.manifest import CACHE_FILE, manifest_file
 from storage.taken_back import fingerprint_at, read_root_manifest, root_digest_before
 
@@ -59,7 +59,7 @@ def repair(config: Config, context: Context, *, inexact: bool) -> None:
     work = artefacts.cache_work / description.fingerprint
     resumed = not _holds_something(artefacts.cache)
     if resumed and not work.is_dir():
-        raise IncompleteError(f"{artefacts.cache} holds no cache; {get_one(artefacts.cache_command)}")
+        raise IncompleteError(f"{artefacts.cache} holds no cache; {make_or_fetch(artefacts.cache_command)}")
     folder = work if resumed else artefacts.cache
     splits = _splits_at(folder)
     description = replace(

@@ -63,7 +63,7 @@ def _read_by_many(config: CorpusConfig, context: Context, stack: ExitStack) -> I
     listed = listed_files(config.files, context.artefacts.project.absolute())
     files = listed.files
     if listed.left_out:
-        context.progress.message(str(listed))
+        context.progress.message(listed.says_left_out())
     parameters = to_plain(config)
     parameters["files"].pop("paths")  # where from; what was found there stands below
     spec = {"corpus": parameters, "algorithm": ALGORITHMS["corpus"], "group_bytes": GROUP_BYTES}

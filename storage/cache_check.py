@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from storage.description import CacheDescription
-from storage.errors import FETCH_AGAIN, CacheError, CorruptError, FormatError, IncompleteError, get_one
+from storage.errors import FETCH_AGAIN, CacheError, CorruptError, FormatError, IncompleteError, make_or_fetch
 from storage.layout import ShardId
 from storage.manifest import (
     CACHE_FILE,
@@ -74,7 +74,7 @@ class CacheCheck:
         self, folder: Path, *, description: CacheDescription | None = None, workers: int | None = None
     ) -> None:
         if not any((folder / name).exists() for name in (CACHE_FILE, MANIFEST_FILE, "shards", "manifest")):
-            raise IncompleteError(f"{folder} holds no cache; {get_one()}")
+            raise IncompleteError(f"{folder} holds no cache; {make_or_fetch()}")
         self.folder = folder
         self.problems: list[Problem] = []
         self.manifest: RootManifest | None = None

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 FETCH_AGAIN = "fetch its folder again (`dvc checkout --force FOLDER` or `dvc pull --force FOLDER`)"
 """What to do first about a file that is damaged here, and whole where DVC keeps it."""
+FETCH_OR_MAKE_AGAIN = f"{FETCH_AGAIN} or run `pipeline cache-teacher`"
 
 
-def get_one(command: str = "pipeline cache-teacher") -> str:
+def make_or_fetch(command: str = "pipeline cache-teacher") -> str:
     """What to do where there is no cache; `command` makes the one that is meant."""
     return f"make one with `{command}` or fetch one with `dvc pull` or `pipeline cache pull URL`"
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.description import check_version
-from storage.errors import CorruptError, IncompleteError, get_one
+from storage.errors import CorruptError, IncompleteError, make_or_fetch
 from storage.files import sha256_file
 from storage.identity import canonical_json
 from storage.layout import FORMAT_VERSION, ShardId
@@ -206,7 +206,7 @@ def require_finished(folder: Path) -> None:
     """Raise `IncompleteError`, which says how to get one, unless a finished cache is in a folder."""
     for name in (MANIFEST_FILE, CACHE_FILE):
         if not (folder / name).is_file():
-            raise IncompleteError(f"{folder} has no {name}: no finished cache is there; {get_one()}")
+            raise IncompleteError(f"{folder} has no {name}: no finished cache is there; {make_or_fetch()}")
 
 
 def sum_of_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

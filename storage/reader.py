@@ -8,7 +8,7 @@ from typing import Any
 
 from storage.arrays import TARGETS, Target
 from storage.description import CacheDescription
-from storage.errors import FETCH_AGAIN, CorruptError
+from storage.errors import FETCH_OR_MAKE_AGAIN, CorruptError
 from storage.layout import ShardId, Split
 from storage.manifest import (
     CACHE_FILE,
@@ -25,8 +25,6 @@ from storage.manifest import (
 )
 from storage.shard import Allocate, Engine, allocate_new, read_shard
 from storage.shard_arrays import ShardArrays
-
-_AGAIN = f"{FETCH_AGAIN} or run `pipeline cache-teacher`"
 
 
 class CacheReader:
@@ -73,7 +71,7 @@ class CacheReader:
             shards = [shard for shard in self.description.shard_ids() if shard.split == split]
             if found != sum_of_counts(map(self.shard_counts, shards)):
                 raise CorruptError(
-                    f"{self.folder / MANIFEST_FILE} has other counts of {split} than its shards' manifests add up to; {_AGAIN}"
+                    f"{self.folder / MANIFEST_FILE} has other counts of {split} than its shards' manifests add up to; {FETCH_OR_MAKE_AGAIN}"
                 )
         return self._manifest.counts
 
@@ -130,11 +128,11 @@ class CacheReader:
             name = manifest_file(shard)
             data = _read(self.folder, name)
             if FileRecord.of_bytes(data) != self._manifest.files.get(name):
-                raise CorruptError(f"{self.folder / name} is not as {MANIFEST_FILE} says; {_AGAIN}")
+                raise CorruptError(f"{self.folder / name} is not as {MANIFEST_FILE} says; {FETCH_OR_MAKE_AGAIN}")
             manifest = ShardManifest.from_bytes(shard, data)
             if any(self._manifest.files.get(file) != record for file, record in manifest.files.items()):
                 raise CorruptError(
-                    f"{self.folder / name} and {MANIFEST_FILE} disagree about the shard's files; {_AGAIN}"
+                    f"{self.folder / name} and {MANIFEST_FILE} disagree about the shard's files; {FETCH_OR_MAKE_AGAIN}"
                 )
             self._shard_manifests[shard] = manifest
         return self._shard_manifests[shard]
@@ -152,14 +150,18 @@ def read_identity(folder: Path) -> tuple[CacheDescription, RootManifest]:
         description = CacheDescription.from_bytes(data)
         manifest = RootManifest.from_bytes(_read(folder, MANIFEST_FILE))
     except CorruptError as error:
-        raise CorruptError(f"{folder}: {error}; {_AGAIN}") from error
+        raise CorruptError(f"{folder}: {error}; {FETCH_OR_MAKE_AGAIN}") from error
     if manifest.fingerprint != description.fingerprint or manifest.files.get(CACHE_FILE) != FileRecord.of_bytes(data):
-        raise CorruptError(f"{folder / CACHE_FILE} is not the one that {MANIFEST_FILE} was made for; {_AGAIN}")
+        raise CorruptError(
+            f"{folder / CACHE_FILE} is not the one that {MANIFEST_FILE} was made for; {FETCH_OR_MAKE_AGAIN}"
+        )
     if set(manifest.counts) != set(description.splits):
-        raise CorruptError(f"{folder / MANIFEST_FILE} has no counts of the splits in {CACHE_FILE}; {_AGAIN}")
+        raise CorruptError(
+            f"{folder / MANIFEST_FILE} has no counts of the splits in {CACHE_FILE}; {FETCH_OR_MAKE_AGAIN}"
+        )
     unlisted = [shard for shard in description.shard_ids() if manifest_file(shard) not in manifest.files]
     if unlisted:
-        raise CorruptError(f"{folder / MANIFEST_FILE} lists no {manifest_file(unlisted[0])}; {_AGAIN}")
+        raise CorruptError(f"{folder / MANIFEST_FILE} lists no {manifest_file(unlisted[0])}; {FETCH_OR_MAKE_AGAIN}")
     return description, manifest
 
 
@@ -167,10 +169,10 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise CorruptError(f"{folder / name} cannot be read ({error.strerror}); {_AGAIN}") from error
+        raise CorruptError(f"{folder / name} cannot be read ({error.strerror}); {FETCH_OR_MAKE_AGAIN}") from error
 
 
 def _refuse_damage(folder: Path, files: Files, *, digest: bool) -> None:
     damage = next(damages(folder, files, digest=digest), None)
     if damage is not None:
-        raise CorruptError(f"{folder}: {damage}; {_AGAIN}")
+        raise CorruptError(f"{folder}: {damage}; {FETCH_OR_MAKE_AGAIN}")

@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 from storage.arrays import TARGETS, ArraySpec, Target, array_table
 from storage.codecs import row_values
 from storage.description import CacheDescription
-from storage.errors import FETCH_AGAIN, CorruptError
+from storage.errors import FETCH_OR_MAKE_AGAIN, CorruptError
 from storage.identity import digest_arrays
 from storage.layout import FORMAT_VERSION, PARTS, Layout, ShardId
 from storage.manifest import FileRecord, Files
@@ -291,7 +291,7 @@ def _assemble(
 
 
 def _corrupt(shard: ShardId, file: str, what: str) -> CorruptError:
-    return CorruptError(f"shard {shard}: {file} {what}; {FETCH_AGAIN} or run `pipeline cache-teacher`")
+    return CorruptError(f"shard {shard}: {file} {what}; {FETCH_OR_MAKE_AGAIN}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from pipeline.comparison.finished import Finished
 from pipeline.comparison.table import TEACHER
+from stages.config import did_you_mean
 from stages.context import Artefacts
 from stages.errors import InputError
 
@@ -57,11 +57,8 @@ def find(name: str, runs: dict[str, str], artefacts: Artefacts) -> Place:
     path = artefacts.project / name
     if not path.is_dir():
         known = _known(runs, artefacts)
-        near = get_close_matches(name, known, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"run {name!r} is not known: {meant}expected {', '.join(known)}, or a folder of another project or of its runs"
-        )
+        expected = f"expected {', '.join(known)}, or a folder of another project or of its runs"
+        raise InputError(f"run {name!r} is not known: {' '.join(filter(None, (did_you_mean(name, known), expected)))}")
     if (path / "runs").is_dir():
         there = Artefacts(project=path)
         return Place(name=name, artefacts=there, folders=_with_figures(there.runs, name, "pipeline evaluate", "there"))

@@ -22,7 +22,7 @@ def corpus(config: Config, context: Context) -> None:
             size = sum(file.stat().st_size for file in listed.files.values())
             rows["reads"] = f"{len(listed.files):,} files, {size / 1e6:,.1f} megabytes"
             if listed.left_out:
-                rows["does not read"] = str(listed)
+                rows["does not read"] = listed.says_left_out()
         except StageError as error:
             rows["reads"] = f"{MISSING}: {error}"
     show(context, "corpus", rows, {context.artefacts.documents: wanted_of(config, "corpus")})

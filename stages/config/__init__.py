@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from stages.config.base import build, joined, merged, moved, require, suggest, to_plain
+from stages.config.base import build, did_you_mean, joined, merged, moved, require, suggest, to_plain
 from stages.config.cache import RUNGS, CacheConfig, CachedSequences
 from stages.config.corpus import (
     CorpusConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "check_ensemble_widths",
     "check_student_shape",
     "check_teacher_layers",
+    "did_you_mean",
     "load_config",
     "suggest",
     "to_plain",

@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from stages.errors import ConfigError
@@ -32,12 +32,19 @@ def require(condition: bool, key: str, found: object, allowed: str) -> None:
         raise refuse(key, found, allowed)
 
 
-def require_settings(settings: object, key: str, cls: type[Any], reason: str) -> None:
-    """Raise `ConfigError`, which names the keys to be given, where `settings`, a `cls`, are null and count for a `reason`."""
-    fields = dataclasses.fields(cls)
-    needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
-    needed = needed or f"some of {', '.join(f.name for f in fields)}"
-    require(settings is not None, key, None, f"its settings ({needed}), {reason}")
+def require_settings(section: object, at: str, chosen_by: str, *names: str) -> None:
+    """Raise `ConfigError`, which names their keys, where settings that a choice needs are null.
+
+    `section` is the dataclass at the key `at` with fields `names`, each `Settings | None`; its field `chosen_by` has the choice.
+    """
+    hints = typing.get_type_hints(type(section))
+    for name in names:
+        (settings,) = (option for option in typing.get_args(hints[name]) if option is not type(None))
+        fields = dataclasses.fields(settings)
+        needed = ", ".join(f.name for f in fields if f.default is dataclasses.MISSING)
+        needed = needed or f"some of {', '.join(f.name for f in fields)}"
+        reason = f"as {at}.{chosen_by} is {getattr(section, chosen_by)}"
+        require(getattr(section, name) is not None, f"{at}.{name}", None, f"its settings ({needed}), {reason}")
 
 
 def require_seed(key: str, seed: int) -> None:
@@ -53,8 +60,13 @@ def moved(error: ConfigError, key: str, to: str) -> ConfigError:
 def suggest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for a mistyped name, or the list of the known ones."""
     known = sorted(known)
+    return did_you_mean(name, known) or f"known: {', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`did you mean ...?` for a mistyped name; empty where none of the known ones is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def build(cls: type[T], values: object, at: str = "") -> T:

@@ -87,9 +87,7 @@ class CorpusConfig:
             "null or at least 3",
         )
         require_seed("corpus.seed", self.seed)
-        kinds = {"docstrings": DocstringsConfig, "files": FilesConfig, "hub": HubDatasetConfig}
-        reason = f"as corpus.source is {self.source}"
-        require_settings(getattr(self, self.source), f"corpus.{self.source}", kinds[self.source], reason)
+        require_settings(self, "corpus", "source", self.source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +156,7 @@ class TokenizeConfig:
             f"3 to tokenize.sequence_tokens ({self.sequence_tokens})",
         )
         require_seed("tokenize.seed", self.seed)
-        kinds = {"train": TrainTokenizerConfig, "load": SourceConfig}
-        reason = f"as tokenize.tokenizer is {self.tokenizer}"
-        require_settings(getattr(self, self.tokenizer), f"tokenize.{self.tokenizer}", kinds[self.tokenizer], reason)
+        require_settings(self, "tokenize", "tokenizer", self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,7 @@ class TeacherConfig:
             self.source,
             "load, as teacher.objective is causal: only masked teachers are trained here",
         )
-        for name in self.used:
-            kinds = {"train": TrainTeacherConfig, "load": SourceConfig, "adapt": AdaptTeacherConfig}
-            require_settings(getattr(self, name), f"teacher.{name}", kinds[name], f"as teacher.source is {self.source}")
+        require_settings(self, "teacher", "source", *self.used)
 
     @property
     def used(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,10 +27,10 @@ class Listed:
 
     files: dict[str, Path]
     """Name -> file, sorted by name. A name does not say where on this machine the files lie."""
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str]
     """How a name ends -> files in the named folders that end so, and are not taken for text."""
 
-    def __str__(self) -> str:
+    def says_left_out(self) -> str:
         """What is left out, for people; empty where that is nothing."""
         if not self.left_out:
             return ""
@@ -75,7 +75,7 @@ def file_documents(name: str, file: Path, config: FilesConfig, *, refuse_empty: 
 
 def _listed(paths: tuple[str, ...], project: Path) -> Listed:
     files: dict[str, Path] = {}
-    left_out: dict[Path, str] = {}
+    others: set[Path] = set()
     for pattern in paths:
         found = _matches(pattern, project)
         if not found:
@@ -85,7 +85,7 @@ def _listed(paths: tuple[str, ...], project: Path) -> Listed:
             folder = path.is_dir()
             for file in filter(Path.is_file, sorted(path.rglob("*")) if folder else [path]):
                 if folder and file.suffix not in _IN_FOLDERS:
-                    left_out[file] = file.suffix
+                    others.add(file)
                     continue
                 name = file.relative_to(base).as_posix()
                 if files.setdefault(name, file) != file:
@@ -94,10 +94,8 @@ def _listed(paths: tuple[str, ...], project: Path) -> Listed:
         raise InputError(
             f"corpus.files.paths: no text in {', '.join(paths)}; expected files named *{', *'.join(sorted(_IN_FOLDERS))}"
         )
-    named = set(files.values())
-    return Listed(
-        dict(sorted(files.items())), Counter(suffix for file, suffix in left_out.items() if file not in named)
-    )
+    # A file that is named is read whatever its folder's others are.
+    return Listed(dict(sorted(files.items())), Counter(file.suffix for file in others.difference(files.values())))
 
 
 def _matches(pattern: str, project: Path) -> list[Path]:

@@ -33,12 +33,17 @@ def prepare_student(student: PreTrainedModel, config: TrainConfig) -> None:
             True,
             f"false, as a {student.config.model_type} student cannot",
         )
-        # The second name is that of older versions of transformers.
-        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_activations(student)
     if config.compile:
         # In place: as a wrapper around the module it would stand in the names of its weights. Sequences have many lengths.
         student.base_model.compile(dynamic=True)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have the blocks compute their activations once more in the backward pass instead of keeping them."""
+    # The second name is that of older versions of transformers.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _freeze(student: PreTrainedModel, names: set[str], key: str, what: str) -> None:

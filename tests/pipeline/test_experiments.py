@@ -156,9 +156,8 @@ def test_experiments_in_a_queue_train_from_one_cache(repository):
 def queued(repository):
     """The states of the experiments in the queue."""
     lines = repository.dvc("queue", "status").stdout.splitlines()
-    return [
-        line.split()[-1] for line in lines if line.split()[-1:] in (["Queued"], ["Running"], ["Success"], ["Failed"])
-    ]
+    ends = [line.split()[-1] for line in lines if line.strip()]
+    return [end for end in ends if end in {"Queued", "Running", "Success", "Failed"}]
 
 
 def test_experiments_of_a_queue_run_side_by_side_and_read_the_same_cache(repository):

@@ -6,6 +6,7 @@ from torch import nn
 
 from stages.attention_vectors import AttentionTaps, attention_widths, projections
 from stages.errors import InputError
+from stages.training.prepare_student import checkpoint_activations
 from tests.stages.tiny_models import CAUSAL_FAMILIES, MASKED_FAMILIES, tiny_bert, tiny_model
 
 PARTS = ("queries", "keys", "values")
@@ -122,8 +123,7 @@ def test_a_loss_on_the_vectors_has_the_gradient_that_autograd_gives_without_taps
     handle.remove()
     (read[0] @ query.weight.T + query.bias).square().sum().backward()
     if checkpointing:
-        # The second name is that of older versions of transformers.
-        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+        checkpoint_activations(model)
         model.train()
         for module in model.modules():
             if isinstance(module, nn.Dropout):

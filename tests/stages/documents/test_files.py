@@ -108,11 +108,13 @@ def test_files_of_a_folder_that_are_no_text_are_counted_by_how_they_end(tmp_path
         FilesConfig(paths=("text", "text/deep/notes.bin"), document="file", text_column=None), tmp_path
     )
     assert list(listed.files) == ["text/deep/a.txt", "text/deep/notes.bin"]
-    assert str(listed).startswith("4 files are left out: .pdf (2), no suffix (1), .docx (1); of a folder *.json, ")
+    assert listed.says_left_out().startswith(
+        "4 files are left out: .pdf (2), no suffix (1), .docx (1); of a folder *.json, "
+    )
     (folder / "b.pdf").unlink()
     only = listed_files(FilesConfig(paths=("text/deep/a.txt",), document="file", text_column=None), tmp_path)
     assert not only.left_out
-    assert str(only) == ""
+    assert only.says_left_out() == ""
 
 
 def test_an_empty_file_is_refused_as_a_file_or_skipped(tmp_path, read):
